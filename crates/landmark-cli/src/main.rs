@@ -1,0 +1,2 @@
+//! The landmark command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tensors, ops, recorded programs and the CPU backend of Landmark.

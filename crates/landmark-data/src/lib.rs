@@ -1,0 +1,1 @@
+//! From text corpora to token streams.

@@ -1,0 +1,1 @@
+//! Files that Landmark reads and writes: safetensors, PyTorch checkpoints, event files.

@@ -1,0 +1,1 @@
+//! GPT and LLaMA with landmark attention: configuration, weights, memory, training, generation.
