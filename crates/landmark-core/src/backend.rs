@@ -1,0 +1,47 @@
+//! What every backend does.
+//!
+//! The trait is as small as the three implementations it was drawn for allow: a CPU that computes at once, a
+//! CUDA stream that replays a graph, and a wgpu queue that answers later (on the web, only through a
+//! future). So writing and running return at once, and [`Backend::read`] is the only wait.
+
+use crate::error::Result;
+use crate::program::{Layout, Program};
+use crate::tensor::Tensor;
+use std::future::Future;
+
+/// Something that runs programs.
+pub trait Backend: Sized {
+    /// Storage of the persistent tensors of a [`Layout`].
+    type Arena;
+    /// A compiled program, with its scratch storage.
+    type Plan;
+
+    /// Storage for every tensor of `layout`, zeroed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn allocate(&self, layout: &Layout) -> Result<Self::Arena>;
+
+    /// Plans the scratch storage of a program and makes it ready to run over `arena`.
+    ///
+    /// # Errors
+    /// Out of memory, or [`Error::Unsupported`](crate::Error::Unsupported) when this backend lacks an op or
+    /// one of its variants.
+    fn compile(&self, program: &Program, arena: &Self::Arena) -> Result<Self::Plan>;
+
+    /// Writes the first `bytes.len()` bytes of a persistent tensor, in its element type.
+    ///
+    /// # Errors
+    /// [`Error::Size`](crate::Error::Size) when there are more bytes than the tensor holds, or a broken
+    /// element at the end.
+    fn write(&self, arena: &mut Self::Arena, tensor: Tensor, bytes: &[u8]) -> Result<()>;
+
+    /// Runs a compiled program once.
+    ///
+    /// # Errors
+    /// [`Error::Index`](crate::Error::Index) for a token outside the vocabulary; failures of the device.
+    fn run(&self, plan: &mut Self::Plan, arena: &mut Self::Arena) -> Result<()>;
+
+    /// The bytes of a persistent tensor, in its element type, after everything that was run.
+    fn read(&self, arena: &Self::Arena, tensor: Tensor) -> impl Future<Output = Result<Vec<u8>>>;
+}

@@ -1,0 +1,202 @@
+//! The CPU backend: in f64 the oracle that every kernel is tested against, in f32 a backend to use where
+//! there is no GPU.
+//!
+//! One file an op, named as the op. The loops are plain; what makes them fast is a good matrix product
+//! ([`gemm`]), rows in parallel, and an `exp` that the compiler can vectorise ([`real`]). Storage is a buffer
+//! for each persistent tensor and for each slot of the memory plan. While an op runs, the buffers that it
+//! writes are taken out of the table and the ones that it reads are borrowed from it, so aliasing is ruled
+//! out by the compiler as well as by the plan.
+//!
+//! bf16 and f16 tensors are storage only: an op sees them widened, and what it writes is rounded once.
+//!
+//! Results do not depend on timing: work is cut by fixed sizes, and partial sums are added in order.
+
+mod attention;
+mod copy;
+mod cross_entropy;
+mod dropout;
+mod elementwise;
+mod embed;
+mod gemm;
+mod grouped_softmax;
+mod matmul;
+mod memory;
+mod norm;
+mod optimizer;
+mod real;
+mod rope;
+mod storage;
+
+pub use real::Real;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::ops::Op;
+use crate::plan::Plan;
+use crate::program::{Layout, Place, Program};
+use crate::tensor::{DType, Tensor};
+use std::marker::PhantomData;
+use storage::{Buffer, Memory, Where};
+
+/// The CPU, computing in `T` (`f32` or `f64`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu<T = f32>(PhantomData<T>);
+
+impl<T: Real> Cpu<T> {
+    /// The CPU of this machine.
+    pub fn new() -> Self {
+        Cpu(PhantomData)
+    }
+
+    /// Writes a float tensor from `f64`, without rounding to its element type on the way (unless that is a
+    /// half type).
+    ///
+    /// # Errors
+    /// [`Error::Size`].
+    pub fn write_f64(&self, arena: &mut Arena<T>, tensor: Tensor, values: &[f64]) -> Result<()> {
+        let (info, buffer) = arena.entry(tensor);
+        let numel = info.shape.numel();
+        if values.len() > numel {
+            return Err(Error::Size {
+                tensor: info.name.clone(),
+                expected: numel * 8,
+                given: values.len() * 8,
+            });
+        }
+        buffer.write_f64(values);
+        Ok(())
+    }
+
+    /// Reads a float tensor as `f64`.
+    pub fn read_f64(&self, arena: &Arena<T>, tensor: Tensor) -> Vec<f64> {
+        arena.buffers[tensor.index()].read_f64()
+    }
+}
+
+/// Buffers of the persistent tensors.
+pub struct Arena<T> {
+    layout: Layout,
+    buffers: Vec<Buffer<T>>,
+}
+
+impl<T: Real> Arena<T> {
+    fn entry(&mut self, tensor: Tensor) -> (&crate::program::Info, &mut Buffer<T>) {
+        (self.layout.info(tensor), &mut self.buffers[tensor.index()])
+    }
+}
+
+/// A program with its scratch buffers.
+pub struct CpuPlan<T> {
+    program: Program,
+    places: Vec<Where>,
+    slots: Vec<Buffer<T>>,
+    workspace: Vec<T>,
+}
+
+impl<T> CpuPlan<T> {
+    /// The program that this plan runs.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}
+
+/// Refuses what the allocator would refuse with an abort.
+fn affordable(bytes: u64, what: &str) -> Result<()> {
+    let mut probe: Vec<u8> = Vec::new();
+    let needed = usize::try_from(bytes).unwrap_or(usize::MAX);
+    probe.try_reserve_exact(needed).map_err(|_| Error::OutOfMemory { needed: bytes, what: what.into() })
+}
+
+impl<T: Real> Backend for Cpu<T> {
+    type Arena = Arena<T>;
+    type Plan = CpuPlan<T>;
+
+    fn allocate(&self, layout: &Layout) -> Result<Arena<T>> {
+        affordable(layout.bytes() * (size_of::<T>() as u64) / 4, "weights, optimiser state and memory")?;
+        let buffers = layout.tensors().iter().map(|t| Buffer::zeroed(t.dtype, t.shape.numel())).collect();
+        Ok(Arena { layout: layout.clone(), buffers })
+    }
+
+    fn compile(&self, program: &Program, _arena: &Arena<T>) -> Result<CpuPlan<T>> {
+        let plan = Plan::new(program);
+        affordable(plan.bytes() * (size_of::<T>() as u64) / 4, &format!("activations of {}", program.name))?;
+        let slots = plan.slots.iter().map(|slot| Buffer::zeroed(slot.dtype, slot.numel)).collect();
+        let place = |(i, info): (usize, &crate::program::Info)| match info.place {
+            Place::Persistent(owner) => Where::Arena(owner.index()),
+            // Tensors that no op touches have no slot, and nobody asks for them.
+            Place::Scratch => plan.slot(Tensor(i as u32)).map_or(Where::Nowhere, Where::Slot),
+        };
+        let places = program.tensors().iter().enumerate().map(place).collect();
+        Ok(CpuPlan { program: program.clone(), places, slots, workspace: Vec::new() })
+    }
+
+    fn write(&self, arena: &mut Arena<T>, tensor: Tensor, bytes: &[u8]) -> Result<()> {
+        let (info, buffer) = arena.entry(tensor);
+        if bytes.len() > info.bytes() || !bytes.len().is_multiple_of(info.dtype.size()) {
+            return Err(Error::Size {
+                tensor: info.name.clone(),
+                expected: info.bytes(),
+                given: bytes.len(),
+            });
+        }
+        buffer.write_bytes(bytes);
+        Ok(())
+    }
+
+    fn run(&self, plan: &mut CpuPlan<T>, arena: &mut Arena<T>) -> Result<()> {
+        let mut memory = Memory {
+            tensors: plan.program.tensors(),
+            places: &plan.places,
+            arena: &mut arena.buffers,
+            slots: &mut plan.slots,
+            workspace: &mut plan.workspace,
+        };
+        plan.program.ops().iter().try_for_each(|op| run_op(op, &mut memory))
+    }
+
+    async fn read(&self, arena: &Arena<T>, tensor: Tensor) -> Result<Vec<u8>> {
+        Ok(arena.buffers[tensor.index()].to_bytes())
+    }
+}
+
+fn run_op<T: Real>(op: &Op, m: &mut Memory<'_, T>) -> Result<()> {
+    match op {
+        Op::Adafactor(op) => optimizer::adafactor(op, m),
+        Op::AdamW(op) => optimizer::adamw(op, m),
+        Op::AddNorm(op) => norm::add_norm(op, m),
+        Op::AppendKv(op) => memory::append_kv(op, m),
+        Op::Bernoulli(op) => dropout::bernoulli(op, m),
+        Op::ClipScale(op) => optimizer::clip_scale(op, m),
+        Op::CopyRows(op) => copy::copy_rows(op, m),
+        Op::Dropout(op) => dropout::dropout(op, m),
+        Op::Embed(op) => return embed::embed(op, m),
+        Op::EmbedBackward(op) => return embed::embed_backward(op, m),
+        Op::Fill(op) => copy::fill(op, m),
+        Op::Gelu(op) => elementwise::gelu(op, m),
+        Op::GeluBackward(op) => elementwise::gelu_backward(op, m),
+        Op::LandmarkAttention(op) => attention::forward(op, m),
+        Op::LandmarkAttentionBackward(op) => attention::backward(op, m),
+        Op::LandmarkScores(op) => memory::landmark_scores(op, m),
+        Op::LinearCrossEntropy(op) => return cross_entropy::linear_cross_entropy(op, m),
+        Op::Matmul(op) => matmul::matmul(op, m),
+        Op::Norm(op) => norm::norm(op, m),
+        Op::NormBackward(op) => norm::norm_backward(op, m),
+        Op::RetrievalAttention(op) => memory::retrieval_attention(op, m),
+        Op::Rope(op) => rope::rope(op, m),
+        Op::SelectBlocks(op) => memory::select_blocks(op, m),
+        Op::Sgd(op) => optimizer::sgd(op, m),
+        Op::SquaredNorm(op) => optimizer::squared_norm(op, m),
+        Op::SumRows(op) => matmul::sum_rows(op, m),
+        Op::SwiGlu(op) => elementwise::swiglu(op, m),
+        Op::SwiGluBackward(op) => elementwise::swiglu_backward(op, m),
+    }
+    Ok(())
+}
+
+/// Bytes that one element takes in this backend, for estimates.
+pub const fn element_size<T>(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => size_of::<T>(),
+        other => other.size(),
+    }
+}

@@ -1,0 +1,252 @@
+//! The memory plan: which scratch tensors share storage.
+//!
+//! A tensor lives from the first op that writes it to the last op that touches it. Walking the ops once,
+//! the planner gives each new tensor the smallest free *slot* that is large enough (growing the largest free
+//! one when none is). Slots rather than offsets, because wgpu binds whole buffers and refuses one buffer
+//! bound both ways in a dispatch; a backend with one flat arena lays the slots end to end.
+//!
+//! [`Plan::verify`] proves from the operands alone that no write touches storage that a live tensor still
+//! needs: it shares no code with the assignment, and it runs on every plan that is made.
+
+use crate::ops::Access;
+use crate::program::{Place, Program};
+use crate::tensor::{DType, Tensor};
+use std::collections::HashMap;
+
+/// Storage shared by scratch tensors of one element type whose lives do not overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Element type.
+    pub dtype: DType,
+    /// Elements of the largest tensor in it.
+    pub numel: usize,
+}
+
+/// Where every scratch tensor of a program lies.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The slots.
+    pub slots: Vec<Slot>,
+    assigned: HashMap<Tensor, usize>,
+}
+
+/// First and last op that touch a tensor.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    first: usize,
+    last: usize,
+}
+
+fn lives(program: &Program) -> HashMap<Tensor, Life> {
+    let mut lives: HashMap<Tensor, Life> = HashMap::new();
+    for (i, op) in program.ops().iter().enumerate() {
+        for operand in op.operand_list() {
+            if program.info(operand.tensor).place == Place::Scratch {
+                lives.entry(operand.tensor).or_insert(Life { first: i, last: i }).last = i;
+            }
+        }
+    }
+    lives
+}
+
+impl Plan {
+    /// Plans a program.
+    ///
+    /// # Panics
+    /// When the program reads a scratch tensor that no op wrote: a mistake in the recording code.
+    pub fn new(program: &Program) -> Self {
+        let lives = lives(program);
+        let mut plan = Plan { slots: Vec::new(), assigned: HashMap::new() };
+        let mut free: Vec<usize> = Vec::new();
+        for (i, op) in program.ops().iter().enumerate() {
+            let operands = op.operand_list();
+            for operand in &operands {
+                if lives.get(&operand.tensor).is_some_and(|life| life.first == i)
+                    && !plan.assigned.contains_key(&operand.tensor)
+                {
+                    let info = program.info(operand.tensor);
+                    let slot = plan.take(&mut free, info.dtype, info.shape.numel());
+                    plan.assigned.insert(operand.tensor, slot);
+                }
+            }
+            let mut done: Vec<usize> = operands
+                .iter()
+                .filter(|o| lives.get(&o.tensor).is_some_and(|life| life.last == i))
+                .map(|o| plan.assigned[&o.tensor])
+                .collect();
+            done.sort_unstable();
+            done.dedup();
+            free.extend(done);
+        }
+        if let Err(reason) = plan.verify(program) {
+            panic!("memory plan of {}: {reason}", program.name);
+        }
+        plan
+    }
+
+    fn take(&mut self, free: &mut Vec<usize>, dtype: DType, numel: usize) -> usize {
+        let fits = |&slot: &usize| self.slots[slot].dtype == dtype;
+        let best = free.iter().copied().filter(fits).min_by_key(|&slot| {
+            let held = self.slots[slot].numel;
+            // The smallest that is large enough; failing that, the one that grows least.
+            if held >= numel { (0, held) } else { (1, usize::MAX - held) }
+        });
+        match best {
+            Some(slot) => {
+                free.retain(|&s| s != slot);
+                self.slots[slot].numel = self.slots[slot].numel.max(numel);
+                slot
+            }
+            None => {
+                self.slots.push(Slot { dtype, numel });
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    /// Slot of a scratch tensor.
+    pub fn slot(&self, tensor: Tensor) -> Option<usize> {
+        self.assigned.get(&tensor).copied()
+    }
+
+    /// Bytes of all slots.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64).sum()
+    }
+
+    /// Checks that every read finds what was written for it, and that no op writes storage that it also
+    /// reads under another name.
+    ///
+    /// # Errors
+    /// The op, the tensors and the slot, in words.
+    pub fn verify(&self, program: &Program) -> Result<(), String> {
+        // What each piece of storage holds at this point of the program.
+        let mut holds: HashMap<usize, Tensor> = HashMap::new();
+        for (i, op) in program.ops().iter().enumerate() {
+            let operands = op.operand_list();
+            let at = |t: Tensor| {
+                format!("op {i} ({}): `{}`", crate::ops::Operation::name(op), program.info(t).name)
+            };
+            for a in operands.iter().filter(|o| o.access != Access::Read) {
+                for b in &operands {
+                    let same_name = a.tensor == b.tensor;
+                    if same_name && a.access == Access::Write && b.access == Access::Read {
+                        return Err(format!("{} is written whole and read by the same op", at(a.tensor)));
+                    }
+                    if !same_name && self.storage(program, a.tensor) == self.storage(program, b.tensor) {
+                        return Err(format!(
+                            "{} is written over `{}`",
+                            at(a.tensor),
+                            program.info(b.tensor).name
+                        ));
+                    }
+                }
+            }
+            for operand in &operands {
+                let Storage::Slot(slot) = self.storage(program, operand.tensor) else { continue };
+                let info = program.info(operand.tensor);
+                if self.slots[slot].dtype != info.dtype || self.slots[slot].numel < info.shape.numel() {
+                    return Err(format!("{} does not fit slot {slot}", at(operand.tensor)));
+                }
+                match operand.access {
+                    Access::Read | Access::Update if holds.get(&slot) != Some(&operand.tensor) => {
+                        return Err(match holds.get(&slot) {
+                            None => format!("{} is read before anything is written", at(operand.tensor)),
+                            Some(&other) => {
+                                format!(
+                                    "{} was overwritten by `{}`",
+                                    at(operand.tensor),
+                                    program.info(other).name
+                                )
+                            }
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            for operand in operands.iter().filter(|o| o.access != Access::Read) {
+                if let Storage::Slot(slot) = self.storage(program, operand.tensor) {
+                    holds.insert(slot, operand.tensor);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn storage(&self, program: &Program, tensor: Tensor) -> Storage {
+        match program.info(tensor).place {
+            Place::Persistent(owner) => Storage::Arena(owner),
+            Place::Scratch => Storage::Slot(self.assigned[&tensor]),
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum Storage {
+    Arena(Tensor),
+    Slot(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Gelu;
+    use crate::program::{Layout, Recorder};
+
+    /// x -> a -> b -> c -> y: three scratch tensors, of which two live at a time.
+    fn chain() -> Program {
+        let mut layout = Layout::new();
+        let x = layout.add("x", DType::F32, [4, 8]);
+        let y = layout.add("y", DType::F32, [4, 8]);
+        let mut r = Recorder::new("chain", &layout);
+        let [a, b, c] = ["a", "b", "c"].map(|name| r.scratch(name, DType::F32, [4, 8]));
+        for (from, to) in [(x, a), (a, b), (b, c), (c, y)] {
+            r.push(Gelu { x: from, out: to });
+        }
+        r.finish()
+    }
+
+    #[test]
+    fn tensors_share_slots_as_soon_as_they_can() {
+        let program = chain();
+        let plan = Plan::new(&program);
+        assert_eq!(plan.slots, vec![Slot { dtype: DType::F32, numel: 32 }; 2]);
+    }
+
+    #[test]
+    fn a_plan_that_overwrites_a_live_tensor_is_refused() {
+        let program = chain();
+        let mut plan = Plan::new(&program);
+        let scratch: Vec<Tensor> = (2..5).map(Tensor).collect();
+        plan.assigned.insert(scratch[1], plan.assigned[&scratch[0]]);
+        let reason = plan.verify(&program).unwrap_err();
+        assert!(reason.contains("`b` is written over `a`"), "{reason}");
+    }
+
+    #[test]
+    fn a_value_lost_between_write_and_read_is_found() {
+        let mut layout = Layout::new();
+        let x = layout.add("x", DType::F32, [4]);
+        let mut r = Recorder::new("lost", &layout);
+        let [a, b, c] = ["a", "b", "c"].map(|name| r.scratch(name, DType::F32, [4]));
+        r.push(Gelu { x, out: a });
+        r.push(Gelu { x, out: b });
+        r.push(Gelu { x: a, out: c });
+        let program = r.finish();
+        let mut plan = Plan::new(&program);
+        plan.assigned.insert(b, plan.assigned[&a]);
+        let reason = plan.verify(&program).unwrap_err();
+        assert!(reason.contains("`a` was overwritten by `b`"), "{reason}");
+    }
+
+    #[test]
+    #[should_panic(expected = "read before anything is written")]
+    fn reading_what_nobody_wrote_is_a_mistake() {
+        let mut layout = Layout::new();
+        let y = layout.add("y", DType::F32, [4]);
+        let mut r = Recorder::new("unwritten", &layout);
+        let a = r.scratch("a", DType::F32, [4]);
+        r.push(Gelu { x: a, out: y });
+        Plan::new(&r.finish());
+    }
+}

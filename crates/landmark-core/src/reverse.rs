@@ -1,0 +1,168 @@
+//! The reverse walk: records the backward pass of what has been recorded so far.
+//!
+//! There is no tape at run time and no second, hand-written model. Walking the forward ops from last to
+//! first, each op asks for the gradient of its results ([`Reverse::gradient`]), asks where the gradients of
+//! its operands go ([`Reverse::contribute`]: `=` for the first contribution, `+=` for later ones, nothing
+//! where no parameter depends on it) and pushes the ops that compute them. The result is an ordinary part of
+//! the same program, planned, counted and compared like the rest.
+//!
+//! A residual addition gives the *same* gradient to both operands. They share one tensor until somebody
+//! wants to add to it while another owner still has to read it; then it is copied.
+
+use crate::ops::{Access, CopyRows, Fill, Op, Operation};
+use crate::program::Recorder;
+use crate::tensor::{Cols, Out, Shape, Tensor};
+use std::collections::{HashMap, HashSet};
+
+/// State of the walk; what ops see of it while they record their gradients.
+pub struct Reverse<'a> {
+    recorder: &'a mut Recorder,
+    /// Gradients of parameters: persistent, always added to.
+    parameters: HashMap<Tensor, Tensor>,
+    /// Tensors on which the loss can depend through a parameter.
+    wanted: HashSet<Tensor>,
+    /// Gradients recorded so far.
+    gradients: HashMap<Tensor, Tensor>,
+    /// Tensors whose producer has been walked past: nobody reads their gradient any more.
+    consumed: HashSet<Tensor>,
+}
+
+impl Recorder {
+    /// Records the backward pass of every op so far.
+    ///
+    /// `parameters` lists each trained tensor with the persistent tensor that its gradient is *added* to.
+    /// The walk starts at the ops that make a gradient of their own, such as
+    /// [`LinearCrossEntropy`](crate::ops::LinearCrossEntropy): `seeds` names those tensors with their
+    /// gradients.
+    pub fn backward(&mut self, parameters: &[(Tensor, Tensor)], seeds: &[(Tensor, Tensor)]) {
+        let forward: Vec<Op> = self.program().ops().to_vec();
+        let parameters: HashMap<_, _> = parameters.iter().copied().collect();
+        let wanted = wanted(&forward, &parameters);
+        let gradients = seeds.iter().copied().collect();
+        let mut reverse = Reverse { recorder: self, parameters, wanted, gradients, consumed: HashSet::new() };
+        for op in forward.iter().rev() {
+            op.backward(&mut reverse);
+            for operand in op.operand_list() {
+                if operand.access == Access::Write {
+                    reverse.consumed.insert(operand.tensor);
+                }
+            }
+        }
+    }
+}
+
+/// Every tensor that an op computed from a parameter, directly or not.
+fn wanted(ops: &[Op], parameters: &HashMap<Tensor, Tensor>) -> HashSet<Tensor> {
+    let mut wanted: HashSet<Tensor> = parameters.keys().copied().collect();
+    for op in ops {
+        let operands = op.operand_list();
+        if operands.iter().any(|o| o.access != Access::Write && wanted.contains(&o.tensor)) {
+            wanted.extend(operands.iter().filter(|o| o.access != Access::Read).map(|o| o.tensor));
+        }
+    }
+    wanted
+}
+
+impl Reverse<'_> {
+    /// Appends an op of the backward pass.
+    pub fn push(&mut self, op: impl Into<Op>) {
+        self.recorder.push(op);
+    }
+
+    /// Shape of a tensor.
+    pub fn shape(&self, tensor: Tensor) -> &Shape {
+        self.recorder.shape(tensor)
+    }
+
+    /// The gradient of an op's result, if anything contributed to it.
+    pub fn gradient(&self, tensor: Tensor) -> Option<Tensor> {
+        self.gradients.get(&tensor).copied()
+    }
+
+    /// Where a contribution to the gradient of all of `tensor` goes; `None` when nobody wants it.
+    pub fn contribute(&mut self, tensor: Tensor) -> Option<Out> {
+        if let Some(&gradient) = self.parameters.get(&tensor) {
+            return Some(Out::add(gradient));
+        }
+        if !self.wanted.contains(&tensor) {
+            return None;
+        }
+        match self.gradient(tensor) {
+            Some(_) => {
+                self.own(tensor);
+                Some(Out::add(self.gradients[&tensor]))
+            }
+            None => Some(Out::set(self.new_gradient(tensor))),
+        }
+    }
+
+    /// Where a contribution to the gradient of *some rows* of `tensor` goes: always `+=`, over zeros at first.
+    pub fn contribute_part(&mut self, tensor: Tensor) -> Option<Out> {
+        let out = self.contribute(tensor)?;
+        if !out.add {
+            self.push(Fill { out: out.tensor, value: 0.0 });
+        }
+        Some(Out::add(out.tensor))
+    }
+
+    /// Where the gradients of three groups of columns go, each `=`. Groups may be parts of one tensor.
+    ///
+    /// # Panics
+    /// When one of them has a gradient already: attention is the only reader of its projections.
+    pub fn contribute_cols(&mut self, cols: [Cols; 3]) -> [Cols; 3] {
+        let mut made: Vec<Tensor> = Vec::new();
+        cols.map(|part| {
+            let tensor = part.tensor;
+            if !made.contains(&tensor) {
+                assert!(self.gradient(tensor).is_none(), "columns have a gradient already");
+                let gradient = self.new_gradient(tensor);
+                let covered: usize = cols.iter().filter(|c| c.tensor == tensor).map(|c| c.width).sum();
+                if covered != self.shape(tensor).cols() {
+                    self.push(Fill { out: gradient, value: 0.0 });
+                }
+                made.push(tensor);
+            }
+            Cols { tensor: self.gradients[&tensor], ..part }
+        })
+    }
+
+    /// `sum` was computed as a plain sum of `terms`: they get its gradient as it is.
+    pub fn share(&mut self, sum: Tensor, terms: &[Tensor]) {
+        let Some(gradient) = self.gradient(sum) else { return };
+        self.consumed.insert(sum);
+        for &term in terms {
+            if !self.wanted.contains(&term) {
+                continue;
+            }
+            if self.gradient(term).is_some() {
+                self.own(term);
+                let rows = self.shape(term).dims()[1];
+                let to = Out::add(self.gradients[&term]);
+                self.push(CopyRows { from: gradient, from_row: 0, to, to_row: 0, rows });
+            } else {
+                self.gradients.insert(term, gradient);
+            }
+        }
+    }
+
+    /// Makes sure that adding to the gradient of `tensor` changes nobody else's.
+    fn own(&mut self, tensor: Tensor) {
+        let gradient = self.gradients[&tensor];
+        let others = self
+            .gradients
+            .iter()
+            .any(|(&owner, &g)| g == gradient && owner != tensor && !self.consumed.contains(&owner));
+        if others {
+            let copy = self.new_gradient(tensor);
+            let rows = self.shape(tensor).dims()[1];
+            self.push(CopyRows { from: gradient, from_row: 0, to: Out::set(copy), to_row: 0, rows });
+        }
+    }
+
+    fn new_gradient(&mut self, tensor: Tensor) -> Tensor {
+        let info = self.recorder.program().info(tensor).clone();
+        let gradient = self.recorder.scratch(format!("d.{}", info.name), info.dtype, info.shape);
+        self.gradients.insert(tensor, gradient);
+        gradient
+    }
+}
