@@ -10,7 +10,7 @@
 //! wants to add to it while another owner still has to read it; then it is copied.
 
 use crate::ops::{Access, CopyRows, Fill, Op, Operation};
-use crate::program::Recorder;
+use crate::program::{Place, Recorder};
 use crate::tensor::{Cols, Out, Shape, Tensor};
 use std::collections::{HashMap, HashSet};
 
@@ -84,7 +84,9 @@ impl Reverse<'_> {
         if let Some(&gradient) = self.parameters.get(&tensor) {
             return Some(Out::add(gradient));
         }
-        if !self.wanted.contains(&tensor) {
+        // What lies in the arena and is no parameter came from outside (a cache of earlier keys).
+        let persistent = matches!(self.recorder.program().info(tensor).place, Place::Persistent(_));
+        if persistent || !self.wanted.contains(&tensor) {
             return None;
         }
         match self.gradient(tensor) {
@@ -136,9 +138,7 @@ impl Reverse<'_> {
             }
             if self.gradient(term).is_some() {
                 self.own(term);
-                let rows = self.shape(term).dims()[1];
-                let to = Out::add(self.gradients[&term]);
-                self.push(CopyRows { from: gradient, from_row: 0, to, to_row: 0, rows });
+                self.copy(gradient, Out::add(self.gradients[&term]));
             } else {
                 self.gradients.insert(term, gradient);
             }
@@ -154,9 +154,15 @@ impl Reverse<'_> {
             .any(|(&owner, &g)| g == gradient && owner != tensor && !self.consumed.contains(&owner));
         if others {
             let copy = self.new_gradient(tensor);
-            let rows = self.shape(tensor).dims()[1];
-            self.push(CopyRows { from: gradient, from_row: 0, to: Out::set(copy), to_row: 0, rows });
+            self.copy(gradient, Out::set(copy));
         }
+    }
+
+    fn copy(&mut self, from: Tensor, to: Out) {
+        let shape = self.shape(from).clone();
+        let (rows, width) = (shape.dims()[1], shape.cols());
+        let (from, add) = (Cols::all(from, width), to.add);
+        self.push(CopyRows { from, from_row: 0, to: Cols::all(to.tensor, width), add, to_row: 0, rows });
     }
 
     fn new_gradient(&mut self, tensor: Tensor) -> Tensor {

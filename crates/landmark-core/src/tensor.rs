@@ -113,6 +113,13 @@ pub struct Cols {
     pub width: usize,
 }
 
+impl Cols {
+    /// All columns of a tensor with `width` of them.
+    pub fn all(tensor: Tensor, width: usize) -> Self {
+        Cols { tensor, start: 0, width }
+    }
+}
+
 /// A result, and whether it replaces (`=`) or is added to (`+=`) what the tensor holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Out {

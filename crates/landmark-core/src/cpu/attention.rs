@@ -198,7 +198,7 @@ pub(super) fn forward<T: Real>(op: &LandmarkAttention, m: &mut Memory<'_, T>) {
     drop(setting);
     drop((q, k, v));
     m.put(op.lse, lse);
-    let whole = Cols { tensor: op.out, start: 0, width: heads * head_dim };
+    let whole = Cols::all(op.out, heads * head_dim);
     m.scatter_heads(whole, &workspace, batch, queries, head_dim);
     m.put_workspace(workspace);
 }
@@ -211,7 +211,7 @@ pub(super) fn backward<T: Real>(op: &LandmarkAttentionBackward, m: &mut Memory<'
     let (q, k, v) = (m.real(f.q.tensor), m.real(f.k.tensor), m.real(f.v.tensor));
     let dout = m.real(op.dout);
     let setting = Setting::new(f, m, &q, &k, &v);
-    let whole = Cols { tensor: op.dout, start: 0, width: heads * head_dim };
+    let whole = Cols::all(op.dout, heads * head_dim);
     let dout_side = Side::new(m, &dout, whole, queries);
     let (dq, rest) = workspace[..dq_len + 2 * dk_len].split_at_mut(dq_len);
     let (dk, dv) = rest.split_at_mut(dk_len);

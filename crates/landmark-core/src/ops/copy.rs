@@ -2,29 +2,24 @@
 
 use super::*;
 
-/// `to[b, to_row + r, :] (=|+=) from[b, from_row + r, :]` for `r < rows`; other rows of `to` are left alone.
+/// `to[b, to_row + r, :] (=|+=) from[b, from_row + r, :]` for `r < rows`, over the columns named on both sides;
+/// everything else of `to` is left alone.
 ///
-/// `from` `(B, Tf, C)` and `to` `(B, Tt, C)`. Joining two sequences is two of these, cutting one is one.
+/// `from` `(B, Tf, ..)` and `to` `(B, Tt, ..)`. Joining two sequences is two of these, cutting one is one.
 #[derive(Clone, Debug)]
 pub struct CopyRows {
     /// Source.
-    pub from: Tensor,
+    pub from: Cols,
     /// First row taken, in every batch row.
     pub from_row: usize,
-    /// Target; [`Out::add`] adds.
-    pub to: Out,
+    /// Target, as many columns as the source.
+    pub to: Cols,
+    /// `+=` instead of `=`.
+    pub add: bool,
     /// First row written.
     pub to_row: usize,
     /// Rows copied.
     pub rows: usize,
-}
-
-impl CopyRows {
-    /// `(batch, rows of from, rows of to, columns)`.
-    pub fn extents(&self, p: &Program) -> (usize, usize, usize, usize) {
-        let (f, t) = (p.shape(self.from).dims(), p.shape(self.to.tensor).dims());
-        (f[0], f[1], t[1], f[2])
-    }
 }
 
 impl Operation for CopyRows {
@@ -32,18 +27,22 @@ impl Operation for CopyRows {
         "CopyRows"
     }
     fn operands(&self, o: &mut Operands) {
-        o.read("from", self.from);
-        if self.to.add {
+        o.read("from", self.from.tensor);
+        if self.add {
             o.update("to", self.to.tensor);
         } else {
             o.part("to", self.to.tensor);
         }
     }
     fn check(&self, p: &Program) -> Result<(), String> {
-        let (from, to) = (p.info(self.from), p.info(self.to.tensor));
-        let (f, t) = (from.shape.dims(), to.shape.dims());
-        if f.len() != 3 || t.len() != 3 || f[0] != t[0] || f[2] != t[2] || from.dtype != to.dtype {
-            return Err(format!("from {f:?} {:?} and to {t:?} {:?} differ", from.dtype, to.dtype));
+        expect_cols(p, "from", self.from)?;
+        expect_cols(p, "to", self.to)?;
+        let (f, t) = (p.shape(self.from.tensor).dims(), p.shape(self.to.tensor).dims());
+        if f.len() != 3 || t.len() != 3 || f[0] != t[0] || self.from.width != self.to.width {
+            return Err(format!(
+                "{} columns of from {f:?} and {} columns of to {t:?} differ",
+                self.from.width, self.to.width
+            ));
         }
         if self.from_row + self.rows > f[1] || self.to_row + self.rows > t[1] {
             return Err(format!(
@@ -54,17 +53,25 @@ impl Operation for CopyRows {
         Ok(())
     }
     fn cost(&self, p: &Program) -> Cost {
-        let (batch, _, _, cols) = self.extents(p);
-        let bytes = (batch * self.rows * cols * p.info(self.from).dtype.size()) as u64;
+        let elements = p.shape(self.from.tensor).dims()[0] * self.rows * self.from.width;
+        let bytes = (elements * p.info(self.from.tensor).dtype.size()) as u64;
         Cost { flops: 0, bytes_read: bytes, bytes_written: bytes }
     }
     fn backward(&self, reverse: &mut Reverse<'_>) {
         let Some(dto) = reverse.gradient(self.to.tensor) else { return };
-        let whole = self.rows == reverse.shape(self.from).dims()[1];
-        let to = if whole { reverse.contribute(self.from) } else { reverse.contribute_part(self.from) };
-        if let Some(to) = to {
-            let (from_row, to_row, rows) = (self.to_row, self.from_row, self.rows);
-            reverse.push(CopyRows { from: dto, from_row, to, to_row, rows });
+        let source = reverse.shape(self.from.tensor);
+        let whole = self.rows == source.dims()[1] && self.from.width == source.cols();
+        let tensor = self.from.tensor;
+        let out = if whole { reverse.contribute(tensor) } else { reverse.contribute_part(tensor) };
+        if let Some(out) = out {
+            reverse.push(CopyRows {
+                from: Cols { tensor: dto, ..self.to },
+                from_row: self.to_row,
+                to: Cols { tensor: out.tensor, ..self.from },
+                add: out.add,
+                to_row: self.from_row,
+                rows: self.rows,
+            });
         }
     }
 }
