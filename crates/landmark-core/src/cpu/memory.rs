@@ -56,6 +56,9 @@ pub(super) fn landmark_scores<T: Real>(op: &LandmarkScores, m: &mut Memory<'_, T
     let MemoryShape { batch, blocks, block, kv_heads, head_dim, .. } = shape;
     let rows = m.rows(op.q.tensor) / batch;
     let (queries, heads) = (rows - op.skip, op.heads);
+    if blocks == 0 {
+        return;
+    }
     let mut out = m.take(op.out);
     let (q, landmarks, frequencies) = (m.real(op.q.tensor), m.real(op.landmarks), m.real(op.frequencies));
     let (lengths, q_stride) = (m.u32(op.lengths), m.cols(op.q.tensor));
@@ -94,6 +97,9 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
     let dims = m.info(op.scores).shape.dims().to_vec();
     let (batch, heads, queries, blocks) = (dims[0], dims[1], dims[2], dims[3]);
     let k = op.memory.top_k;
+    if k == 0 {
+        return;
+    }
     let mut chosen = m.take_u32(op.chosen);
     let (scores, lengths) = (m.real(op.scores), m.u32(op.lengths));
     let per_row = heads * queries;

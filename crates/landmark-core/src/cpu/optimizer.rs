@@ -64,7 +64,7 @@ pub(super) fn sgd<T: Real>(op: &Sgd, m: &mut Memory<'_, T>) {
 
 pub(super) fn adafactor<T: Real>(op: &Adafactor, m: &mut Memory<'_, T>) {
     let hyper = m.real(op.hyper).to_vec();
-    let (relative_step, fresh) = (hyper[0], hyper[2]);
+    let (relative_step, lr, fresh) = (hyper[0], hyper[1], hyper[2]);
     let (eps1, eps2) = (T::of(f64::from(f32::EPSILON)), T::of(1e-3));
     let factor = scale(m, op.scale);
     let cols = m.cols(op.param);
@@ -73,7 +73,7 @@ pub(super) fn adafactor<T: Real>(op: &Adafactor, m: &mut Memory<'_, T>) {
     let numel = T::of(param.len() as f64);
     let rms = (squares(&param) / numel).sqrt();
     let alpha = rms.max(eps2) * relative_step;
-    let keep = T::ONE - relative_step * T::of(f64::from(op.weight_decay));
+    let keep = T::ONE - lr * T::of(f64::from(op.weight_decay));
     grad.iter_mut().for_each(|g| *g = factor * *g);
     // `grad` becomes the update before its clipping.
     match &mut columns {

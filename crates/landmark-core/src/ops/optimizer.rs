@@ -101,7 +101,8 @@ impl Operation for Sgd {
 /// `eps = (1.19e-7, 1e-3)`.
 ///
 /// Matrices keep one second moment for each row and each column, vectors one for each element (`columns`
-/// is `None`). `hyper` `(3)`: `min(lr, 1 / sqrt(t))`, unused, and `t^-0.8`, the weight of the new square.
+/// is `None`). `hyper` `(3)`: the relative step `min(lr, 1 / sqrt(t))`, the learning rate itself, and `t^-0.8`,
+/// the weight of the new square.
 #[derive(Clone, Debug)]
 pub struct Adafactor {
     /// Weights.
@@ -112,11 +113,11 @@ pub struct Adafactor {
     pub rows: Tensor,
     /// Second moment of each column of a matrix.
     pub columns: Option<Tensor>,
-    /// Relative step and decay.
+    /// Relative step, learning rate and decay.
     pub hyper: Tensor,
     /// Factor on the gradient `(1)`.
     pub scale: Option<Tensor>,
-    /// Decoupled weight decay, times the first of `hyper`.
+    /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f32,
 }
 
