@@ -130,6 +130,24 @@ pub fn gpt_config(name: &str) -> ModelConfig {
     config
 }
 
+/// As [`gpt_weights`], with what the released *evaluation* makes of them: loading a checkpoint, it passes over every
+/// name with `attn.bias` in it, meaning the causal mask, and `attn.c_attn.bias` with it, which stays 0.
+///
+/// # Panics
+/// When the checkpoint cannot be read.
+pub fn gpt_weights_as_evaluated(
+    name: &str,
+) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+    let mut weights = gpt_weights(name);
+    move |wanted| {
+        let mut found = weights(wanted)?;
+        if let (true, Some((_, values))) = (wanted.contains("attn.bias"), &mut found) {
+            values.fill(0.0);
+        }
+        Ok(found)
+    }
+}
+
 /// A function that finds the weights of a GPT fixture by name, for `Engine::load`.
 ///
 /// # Panics

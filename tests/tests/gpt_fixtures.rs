@@ -8,11 +8,13 @@ use landmark_model::model::{CacheShape, Optimizer, Room};
 use landmark_model::reader::{Reader, Training, laden_length};
 use landmark_model::record::{Granularity, Regularisation, Update};
 use landmark_model::schedule::{Anneal, Schedule};
-use landmark_tests::{FIXTURE_TOLERANCE, Tensors, assert_close, gpt_config, gpt_weights, json};
+use landmark_tests::{
+    FIXTURE_TOLERANCE, Tensors, assert_close, gpt_config, gpt_weights, gpt_weights_as_evaluated, json,
+};
 use pollster::block_on;
 use serde_json::Value;
 
-const MODELS: [&str; 4] = ["gpt_base", "gpt_bias", "gpt_cmt", "gpt_landmark"];
+const MODELS: [&str; 4] = ["gpt_base", "gpt_landmark", "gpt_cmt", "gpt_bias"];
 
 fn engine<T: Real>(name: &str, room: Room) -> Engine<Cpu<T>> {
     let mut engine = Engine::new(Cpu::<T>::new(), gpt_config(name), room).expect("an engine");
@@ -102,6 +104,7 @@ fn evaluation<T: Real>(name: &str, only_every: usize) {
         let block = if let CacheShape::Mem { block, .. } = cache { block } else { 8 };
         let mut engine =
             engine::<T>(name, Room { cache, logits: chunk + chunk, ..room(laden_length(chunk, block)) });
+        engine.load(gpt_weights_as_evaluated(name)).expect("weights");
         let mut reader = Reader::new(&mut engine, 2, selection, cutoff);
         let mut losses = Vec::new();
         for from in (0..length).step_by(chunk) {
