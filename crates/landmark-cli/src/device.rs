@@ -1,7 +1,7 @@
 //! Which device computes: `--device auto|cpu|cuda|cuda:N|wgpu`.
 //!
-//! The name is checked while the command line is parsed; whether the device can be had is asked when the command starts.
-//! `auto` takes the best there is, which in this build is the CPU.
+//! The name is checked while the command line is parsed; whether the device can be had is asked when the
+//! command starts. `auto` takes the best there is, which in this build is the CPU.
 
 use std::fmt;
 use std::str::FromStr;

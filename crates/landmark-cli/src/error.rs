@@ -1,7 +1,8 @@
 //! What can go wrong, said so that the reader knows what to do.
 //!
-//! A message is one line that names the flag or file at fault; a second line, `help: ...`, says what to do where the
-//! first does not. What the user asked for and cannot have is a usage error (exit code 2); what the world refused is not (exit code 1).
+//! A message is one line that names the flag or file at fault; a second line, `help: ...`, says what to do
+//! where the first does not. What the user asked for and cannot have is a usage error (exit code 2); what the
+//! world refused is not (exit code 1).
 
 use std::path::PathBuf;
 

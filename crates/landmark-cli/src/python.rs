@@ -1,7 +1,7 @@
 //! Values as Python's `str()` writes them.
 //!
-//! The released program puts overridden settings into the name of an experiment's folder through `str()`. A run
-//! that shall find (or skip) the folder of another has to spell them alike: `True`, `None`, `2e-05`.
+//! The released program puts overridden settings into the name of an experiment's folder through `str()`. A
+//! run that shall find (or skip) the folder of another has to spell them alike: `True`, `None`, `2e-05`.
 
 use serde_json::Value;
 
@@ -17,7 +17,8 @@ pub fn str(value: &Value) -> String {
     }
 }
 
-/// `str()` of a float: the fewest digits that give the number back, in scientific notation below 1e-4 and from 1e16 on.
+/// `str()` of a float: the fewest digits that give the number back, in scientific notation below 1e-4 and
+/// from 1e16 on.
 pub fn float(value: f64) -> String {
     if !value.is_finite() {
         return if value.is_nan() {

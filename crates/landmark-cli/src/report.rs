@@ -1,8 +1,9 @@
 //! What a command says, and where.
 //!
-//! Standard output carries results and nothing else: text for people, or with `--json` exactly one JSON object, so that
-//! `landmark eval --json | jq .val_loss` works. Standard error carries progress, remarks and errors. On a terminal progress is a
-//! bar; elsewhere (a log file, CI) it is a line now and then, because bars redraw themselves.
+//! Standard output carries results and nothing else: text for people, or with `--json` exactly one JSON
+//! object, so that `landmark eval --json | jq .val_loss` works. Standard error carries progress, remarks and
+//! errors. On a terminal progress is a bar; elsewhere (a log file, CI) it is a line now and then, because
+//! bars redraw themselves.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
@@ -59,7 +60,8 @@ impl Report {
         if self.json { Ok(()) } else { to_stdout(&format!("{}\n", text.as_ref())) }
     }
 
-    /// A piece of a result, shown at once, without a newline: generated text (standard output; nothing under `--json`).
+    /// A piece of a result, shown at once, without a newline: generated text (standard output; nothing under
+    /// `--json`).
     ///
     /// # Errors
     /// As [`print`](Report::print).
@@ -236,7 +238,8 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Says why a command ended early, and gives the exit code for it. Help and version are no failure: they go to standard output.
+/// Says why a command ended early, and gives the exit code for it. Help and version are no failure: they go
+/// to standard output.
 pub fn failure(error: &Error) -> ExitCode {
     match error {
         Error::Shown(text) => {

@@ -18,12 +18,12 @@ Example, table 1 of the paper for two checkpoints (start it again to go on where
 Settings not given are those with which the checkpoint was trained."
 )]
 pub struct EvalArgs {
-    /// A checkpoint or its folder. With --table, NAME=PATH for each checkpoint there is, NAME being pg19_landmark,
-    /// pg19_baseline, pg19_xl, arxiv_landmark or arxiv_baseline.
+    /// A checkpoint or its folder. With --table, NAME=PATH for each checkpoint there is, NAME being
+    /// pg19_landmark, pg19_baseline, pg19_xl, arxiv_landmark or arxiv_baseline.
     #[arg(long, value_name = "PATH", required = true, action = clap::ArgAction::Append)]
     pub checkpoint: Vec<String>,
-    /// Evaluate this stream of 16-bit tokens, as it is (landmarks are put in only if --mem-freq is given here). With --table,
-    /// pg19=FILE or arxivmath=FILE.
+    /// Evaluate this stream of 16-bit tokens, as it is (landmarks are put in only if --mem-freq is given
+    /// here). With --table, pg19=FILE or arxivmath=FILE.
     #[arg(long, value_name = "FILE", action = clap::ArgAction::Append, help_heading = "Data")]
     pub data: Vec<String>,
     /// Folder with validation.bin [default: as for `landmark train`].

@@ -1,9 +1,9 @@
 //! The command line, parsed. Nothing here touches a file or a device.
 //!
-//! Long flags are written `--mem-freq` or, as in the released program, `--mem_freq`: every flag with a dash in its name gets
-//! the spelling with underscores as an alias ([`command`] does so for all at once). Rejected: rewriting the arguments before
-//! they are parsed, which cannot tell a flag from a value that looks like one. As with the released program, a
-//! flag given twice counts as given last.
+//! Long flags are written `--mem-freq` or, as in the released program, `--mem_freq`: every flag with a dash
+//! in its name gets the spelling with underscores as an alias ([`command`] does so for all at once).
+//! Rejected: rewriting the arguments before they are parsed, which cannot tell a flag from a value that looks
+//! like one. As with the released program, a flag given twice counts as given last.
 
 pub mod bench;
 pub mod demo;
@@ -91,25 +91,34 @@ impl Command {
     }
 }
 
-/// The parser, with both spellings of every flag, and the defaults of the released flags in their help.
+/// The parser, with both spellings of every flag. The released flags get their defaults from [`RunArgs`]: in
+/// their help, and where the default is yes or no, in being given alone or with a word.
 pub fn command() -> clap::Command {
     let defaults = RunArgs::default().to_map();
     Cli::command().mut_subcommands(move |command| {
-        let shows_defaults = ["train", "eval"].contains(&command.get_name());
+        let takes_released_flags = ["train", "eval"].contains(&command.get_name());
         command.args_override_self(true).mut_args(|arg| {
+            let default = defaults.get(arg.get_id().as_str()).filter(|_| takes_released_flags);
+            let arg = default.map_or(arg.clone(), |default| with_default(arg, default));
             let takes_value = arg.get_action().takes_values();
-            let mut arg = arg.allow_negative_numbers(takes_value);
-            if let Some(default) = defaults.get(arg.get_id().as_str()).filter(|_| shows_defaults) {
-                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-                let help = format!("{} [default: {}]", help.trim_end_matches('.'), python::str(default));
-                arg = arg.help(help.clone()).long_help(help);
-            }
+            let arg = arg.allow_negative_numbers(takes_value);
             match arg.get_long().filter(|long| long.contains('-')).map(|long| long.replace('-', "_")) {
                 Some(underscored) => arg.alias(underscored),
                 None => arg,
             }
         })
     })
+}
+
+/// A released flag whose setting is `default` if it is not given.
+fn with_default(arg: clap::Arg, default: &serde_json::Value) -> clap::Arg {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let help = format!("{} [default: {}]", help.trim_end_matches('.'), python::str(default));
+    let arg = arg.help(help.clone()).long_help(help);
+    if !default.is_boolean() {
+        return arg;
+    }
+    arg.num_args(0..=1).default_missing_value("true").value_parser(values::python_bool).value_name("BOOL")
 }
 
 /// Parses a command line, the program's name first.
@@ -184,6 +193,24 @@ mod tests {
             )
         });
         assert!(all_flags_have_both);
+    }
+
+    #[test]
+    fn switches_stand_alone_or_take_a_word() {
+        for (flags, expected) in [
+            ("--bias --wandb", Some(true)),
+            ("--bias True", Some(true)),
+            ("--bias=False", Some(false)),
+            ("--bias false --wandb", Some(false)),
+            ("--wandb", None),
+        ] {
+            let Command::Train(train) = parse_line(&format!("landmark train {flags}")).unwrap().command
+            else {
+                panic!("{flags}")
+            };
+            assert_eq!(train.given.bias, expected, "{flags}");
+        }
+        assert!(parse_line("landmark train --bias perhaps").is_err());
     }
 
     #[test]

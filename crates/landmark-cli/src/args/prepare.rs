@@ -39,7 +39,8 @@ pub struct PrepareArgs {
     /// A tokenizer.json [default: GPT-2's BPE, built in].
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Fraction of the documents put aside for validation, where the corpus has no validation part of its own.
+    /// Fraction of the documents put aside for validation, where the corpus has no validation part of its
+    /// own.
     #[arg(long, value_name = "FRACTION", default_value_t = 0.01)]
     pub validation_fraction: f64,
     /// Where to compute; text is always prepared on the CPU.

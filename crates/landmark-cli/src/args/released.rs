@@ -1,15 +1,17 @@
-//! The flags of the released program, in its order and with its defaults, followed by the flags that Landmark adds.
+//! The flags of the released program, in its order and with its defaults, followed by the flags that Landmark
+//! adds.
 //!
-//! One list yields two types. [`Given`] is what was on the command line, every field optional, so that a flag not given is
-//! told from one given with its default: an evaluation takes what is not given from the checkpoint. [`RunArgs`] has a value for
-//! everything. The bridge between them, and to a checkpoint's `summary.json`, is a JSON object with the flags'
-//! names as keys (see [`crate::settings`]). The order matters: overridden values appear in an experiment's name in it.
+//! One list yields two types. [`Given`] is what was on the command line, every field optional, so that a flag
+//! not given is told from one given with its default: an evaluation takes what is not given from the
+//! checkpoint. [`RunArgs`] has a value for everything. The bridge between them, and to a checkpoint's
+//! `summary.json`, is a JSON object with the flags' names as keys (see [`crate::settings`]). The order
+//! matters: overridden values appear in an experiment's name in it.
 
 use serde::{Deserialize, Serialize};
 
 use super::values::{
     Accumulation, ConfigFormat, DistributedBackend, Dtype, Finite, LmCache, Maybe, Model,
-    OptimizationProcess, Optimizer, PositionalEncoder, Scheduler, Selection, SoftmaxFunc, python_bool,
+    OptimizationProcess, Optimizer, PositionalEncoder, Scheduler, Selection, SoftmaxFunc,
 };
 use crate::device::DeviceName;
 
@@ -17,14 +19,13 @@ use crate::device::DeviceName;
 macro_rules! flags {
     ($($heading:literal { $(
         #[doc = $doc:literal]
-        $(#[arg($($arg:tt)*)])?
         $name:ident: $given:ty => $setting:ty = $default:expr;
     )* })*) => {
         /// The flags given on a command line, and only those.
         #[derive(Clone, Debug, Default, clap::Args, Serialize)]
         pub struct Given { $($(
             #[doc = $doc]
-            #[arg(long, help_heading = $heading, hide_possible_values = false $(, $($arg)*)?)]
+            #[arg(long, help_heading = $heading)]
             #[serde(skip_serializing_if = "Option::is_none")]
             pub $name: Option<$given>,
         )*)* }
@@ -106,10 +107,8 @@ flags! {
         /// Precision of matrix products on a GPU; the CPU computes in float32.
         dtype: Dtype => Dtype = Dtype::Bfloat16;
         /// Whether linear layers and norms have biases (alone, or with true or false).
-        #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         bias: bool => bool = false;
         /// Accepted and without effect: nothing here is compiled by PyTorch.
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         no_compile: bool => bool = false;
         /// Put before the generated name of the experiment.
         run_prefix: Maybe<String> => Option<String> = None;
@@ -122,7 +121,6 @@ flags! {
     }
     "Logging and distribution" {
         /// Say how to bring the run into Weights & Biases (event files are written in any case).
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         wandb: bool => bool = false;
         /// Project there.
         wandb_project: String => String = "my-project".to_owned();
@@ -133,7 +131,6 @@ flags! {
     }
     "Memory" {
         /// Use the cache of --lm-cache.
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         use_cache: bool => bool = false;
         /// What is remembered of earlier chunks.
         lm_cache: LmCache => LmCache = LmCache::None;
@@ -152,10 +149,8 @@ flags! {
         /// Tokens of the chunks in which a row is read.
         mid_length: usize => usize = 250;
         /// Let the cache be used in training.
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         allow_cache_during_training: bool => bool = false;
         /// Accepted and without effect: here the cache exists when it is first used.
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         postpone_lm_cache: bool => bool = false;
         /// How to train.
         optimization_process: OptimizationProcess => OptimizationProcess = OptimizationProcess::Landmark;
@@ -166,7 +161,6 @@ flags! {
         /// Share of the context miss token below which nothing is fetched.
         rem_cutoff: Maybe<Finite> => Option<f64> = None;
         /// Learn a context miss token.
-        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = python_bool, value_name = "BOOL")]
         enable_rem_score: bool => bool = false;
         /// Positions jump by less than this after a landmark, in training.
         pos_jump_on_mem: Maybe<u64> => Option<u64> = None;

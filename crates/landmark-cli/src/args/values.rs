@@ -39,8 +39,8 @@ impl FromStr for Finite {
     }
 }
 
-/// Reads yes or no as Python writes them. The released program takes `--bias` with `type=bool`, under which every word that is
-/// not empty, `False` included, means yes; here `False` means no.
+/// Reads yes or no as Python writes them. The released program takes `--bias` with `type=bool`, under which
+/// every word that is not empty, `False` included, means yes; here `False` means no.
 pub fn python_bool(text: &str) -> Result<bool, String> {
     match text {
         "True" | "true" | "1" => Ok(true),

@@ -33,13 +33,15 @@ pub struct EvalSettings {
     pub remarks: Vec<String>,
 }
 
-/// Resolves the flags of one evaluation of a checkpoint that was trained with the settings `stored`. Reads nothing.
+/// Resolves the flags of one evaluation of a checkpoint that was trained with the settings `stored`. Reads
+/// nothing.
 ///
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn settings(args: &EvalArgs, stored: &Settings) -> Result<EvalSettings> {
     let mut run = RunArgs::resolve(stored, &args.given);
-    // A stream that is given is taken as it is; what was put into the training data is not put into it unasked.
+    // A stream that is given is taken as it is; what was put into the training data is not put into it
+    // unasked.
     if !args.data.is_empty() && !args.given.has("mem_freq") {
         run.mem_freq = None;
     }
@@ -118,7 +120,8 @@ impl SweepSettings {
         matching.map(|entry| entry.2.as_path())
     }
 
-    /// The flags of the evaluation of a row: those of the table, under those given that the table leaves open.
+    /// The flags of the evaluation of a row: those of the table, under those given that the table leaves
+    /// open.
     pub fn flags(&self, row: &Row, args: &EvalArgs) -> Result<EvalArgs> {
         let table = &row.settings;
         let stream = self.streams.iter().find(|stream| stream.0 == row.dataset);

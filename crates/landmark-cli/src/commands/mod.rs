@@ -39,8 +39,8 @@ const KNOWN_DATA: [(&str, &str); 4] = [
     ("text", "./data/text"),
 ];
 
-/// The folder with the streams of `dataset`: `given`, or the place where `dataset` is known to be. Without a `dataset`, the folder's
-/// name is its name.
+/// The folder with the streams of `dataset`: `given`, or the place where `dataset` is known to be. Without a
+/// `dataset`, the folder's name is its name.
 fn data_folder(dataset: &mut Option<String>, given: Option<&PathBuf>) -> Result<PathBuf> {
     if let Some(folder) = given {
         if dataset.is_none() {

@@ -1,8 +1,8 @@
 //! Settings that cannot be followed, found before anything is read or computed.
 //!
-//! Each function answers with the first mistake, as the flag, what is wrong, and what to do. Flags that have no meaning here
-//! and change nothing (`--no_compile`, `--max_groups_for_softmax`) pass; flags that would change the result and cannot be
-//! honoured are refused.
+//! Each function answers with the first mistake, as the flag, what is wrong, and what to do. Flags that have
+//! no meaning here and change nothing (`--no_compile`, `--max_groups_for_softmax`) pass; flags that would
+//! change the result and cannot be honoured are refused.
 
 use super::RunArgs;
 use crate::args::values::{LmCache, Model, OptimizationProcess, PositionalEncoder, SoftmaxFunc};

@@ -1,8 +1,8 @@
 //! The name of an experiment, and the folder of its results.
 //!
-//! The released program derives the name from the settings: model, learning rate, landmark frequency, batch and window in
-//! front; then every other setting that is not the default, ten to a folder; the seed at the end. The same
-//! settings give the same name here, so that a run started again finds itself finished.
+//! The released program derives the name from the settings: model, learning rate, landmark frequency, batch
+//! and window in front; then every other setting that is not the default, ten to a folder; the seed at the
+//! end. The same settings give the same name here, so that a run started again finds itself finished.
 
 use std::path::PathBuf;
 
@@ -58,7 +58,8 @@ pub fn name(run: &RunArgs) -> String {
 
 /// The settings that are not the defaults and not named otherwise, in the order of the released program.
 fn overridden(run: &RunArgs) -> Vec<String> {
-    // The released default device is cuda:0; taking the best device there is, the default here, is no override either.
+    // The released default device is cuda:0; taking the best device there is, the default here, is no
+    // override either.
     let device = if run.device == DeviceName::Cuda(0) { run.device } else { DeviceName::Auto };
     let defaults = RunArgs { device, ..RunArgs::default() }.to_map();
     let differs = |key: &str, value: &Value| defaults.get(key) != Some(value) && !NOT_LISTED.contains(&key);

@@ -1,7 +1,8 @@
-//! From flags to settings: defaults, then what a checkpoint was trained with, then what the command line says.
+//! From flags to settings: defaults, then what a checkpoint was trained with, then what the command line
+//! says.
 //!
-//! All three are JSON objects with the flags' names as keys, so that one merge serves every setting, and a stored value
-//! is checked by the same types as a given one.
+//! All three are JSON objects with the flags' names as keys, so that one merge serves every setting, and a
+//! stored value is checked by the same types as a given one.
 
 pub mod check;
 pub mod experiment;
@@ -22,15 +23,16 @@ impl RunArgs {
         object(self)
     }
 
-    /// The defaults, overridden by `stored` (from [`summary::settings_of`], whose values are known to fit), overridden by
-    /// `given`.
+    /// The defaults, overridden by `stored` (from [`summary::settings_of`], whose values are known to fit),
+    /// overridden by `given`.
     pub fn resolve(stored: &Settings, given: &Given) -> RunArgs {
         let mut settings = RunArgs::default().to_map();
         let layers = [stored, &object(given)];
         for (key, value) in layers.into_iter().flatten() {
             settings.insert(key.clone(), value.clone());
         }
-        // Both layers have passed the types of their fields, so this is total; the fallback keeps it from panicking.
+        // Both layers have passed the types of their fields, so this is total; the fallback keeps it from
+        // panicking.
         from_object(settings).unwrap_or_default()
     }
 }
@@ -64,8 +66,9 @@ mod tests {
     use super::*;
     use crate::args::values::{Finite, LmCache, Maybe, Model};
 
-    /// A flag's type on the command line and as a setting must write the same JSON. Every flag is given here, each with a
-    /// value other than its default; a missing or misspelt one shows as an unchanged or unreadable setting.
+    /// A flag's type on the command line and as a setting must write the same JSON. Every flag is given here,
+    /// each with a value other than its default; a missing or misspelt one shows as an unchanged or
+    /// unreadable setting.
     #[test]
     fn every_flag_arrives() {
         let line = "landmark train --config_format rotary --batch_size 3 --acc_steps 5 --seed 7 --device cpu \

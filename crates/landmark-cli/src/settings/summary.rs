@@ -1,9 +1,9 @@
 //! The settings of a finished run, from its `summary.json`.
 //!
-//! The file is `{"train_loss": [...], ..., "args": {...}}`, written by the released program or by this one. Only settings that a
-//! flag can set are taken; the rest of `args` (say, `world_size`) describes the run. As released, `device` and
-//! `dtype` are left out: they belong to the machine that trained. So does `distributed_backend`, which the released
-//! program has to be told to forget.
+//! The file is `{"train_loss": [...], ..., "args": {...}}`, written by the released program or by this one.
+//! Only settings that a flag can set are taken; the rest of `args` (say, `world_size`) describes the run. As
+//! released, `device` and `dtype` are left out: they belong to the machine that trained. So does
+//! `distributed_backend`, which the released program has to be told to forget.
 
 use std::path::Path;
 
