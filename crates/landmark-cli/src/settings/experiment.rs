@@ -118,6 +118,10 @@ mod tests {
              allow_cache_during_training=True_under_rem_score_prob=0.5_enable_rem_score=True_total_sequence_length=2048\
              _seed=3"
         );
+        assert_eq!(
+            name(&run("--sequence_length 64")),
+            "base_rotary_lr0.002_memfreq50_bs50x4_seqlen64/_seed=2"
+        );
         assert_eq!(name(&run("")), "base_rotary_lr0.002_memfreq50_bs50x4_seqlen512/_seed=2");
     }
 
