@@ -1,13 +1,14 @@
 //! Batches of windows over a token stream, for training and for evaluation.
 //!
-//! **Training** takes windows at uniformly random offsets of the landmark-laden stream, so the rows of one batch
-//! meet their landmarks at different phases. The target of a position is the next token, or the one after it where the
-//! next is a landmark; where the input is a landmark or `<|endoftext|>` there is no loss. Offsets are drawn anew for each
-//! (seed, step, micro-batch), see [`crate::random`].
+//! **Training** takes windows at uniformly random offsets of the landmark-laden stream, so the rows of one
+//! batch meet their landmarks at different phases. The target of a position is the next token, or the one
+//! after it where the next is a landmark; where the input is a landmark or `<|endoftext|>` there is no loss.
+//! Offsets are drawn anew for each (seed, step, micro-batch), see [`crate::random`].
 //!
-//! **Evaluation** cuts the stream into consecutive rows and asks for the next token everywhere. The last start is always
-//! left out, though its row may be whole: the released program does so, and its figures are the ones to meet. A
-//! random subset is chosen with NumPy's legacy generator, so that the same seed means the same subset.
+//! **Evaluation** cuts the stream into consecutive rows and asks for the next token everywhere. The last
+//! start is always left out, though its row may be whole: the released program does so, and its figures are
+//! the ones to meet. A random subset is chosen with NumPy's legacy generator, so that the same seed means the
+//! same subset.
 
 use rand::{Rng, RngExt};
 use rand_mt::Mt;
@@ -32,14 +33,14 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// What to predict, `(batch, length)`; [`NO_LOSS`] for nothing.
     pub targets: Vec<i32>,
-    /// For each row, where its first token lies in its block, `(batch)`: position j of a row is a landmark if and only
-    /// if `(j + phase) % block == block - 1`. All 0 in a stream without landmarks.
+    /// For each row, where its first token lies in its block, `(batch)`: position j of a row is a landmark if
+    /// and only if `(j + phase) % block == block - 1`. All 0 in a stream without landmarks.
     pub phases: Vec<u32>,
 }
 
 impl Batch {
-    /// The columns from `start` up to `end` (clipped to the row), as a batch of its own: one chunk of longer rows.
-    /// `block` is the block length of the stream, which moves the phases along.
+    /// The columns from `start` up to `end` (clipped to the row), as a batch of its own: one chunk of longer
+    /// rows. `block` is the block length of the stream, which moves the phases along.
     pub fn columns(&self, start: usize, end: usize, block: Option<usize>) -> Batch {
         let end = end.min(self.length);
         let start = start.min(end);
@@ -111,7 +112,8 @@ pub struct Windows<T> {
 }
 
 impl<T: Tokens> Windows<T> {
-    /// Windows of `length` tokens of `stream`; nothing is predicted from `end_of_text` (usually [`END_OF_TEXT`]).
+    /// Windows of `length` tokens of `stream`; nothing is predicted from `end_of_text` (usually
+    /// [`END_OF_TEXT`]).
     ///
     /// # Errors
     /// If `stream` is too short for one window and its targets: two tokens more than the window.
@@ -263,7 +265,8 @@ fn as_target(token: u32) -> i32 {
 }
 
 /// `numpy.random.seed(seed)` followed by the permutation inside `numpy.random.choice(..., replace=False)`:
-/// Fisher-Yates from the end, each index a 32-bit draw masked to the next power of two and drawn again if too large.
+/// Fisher-Yates from the end, each index a 32-bit draw masked to the next power of two and drawn again if too
+/// large.
 fn shuffle_like_numpy<E>(items: &mut [E], seed: u32) {
     let mut random = Mt::new(seed);
     for last in (1..items.len()).rev() {

@@ -1,11 +1,11 @@
 //! Every random draw of a run, addressed instead of remembered.
 //!
-//! A draw is named by the run's seed, what it is for, the step and the micro-batch, and the name alone
-//! yields its generator: nothing has to be saved with a checkpoint but the step number, a resumed run draws
-//! what the uninterrupted one would have drawn, and adding one kind of draw never shifts another.
-//! ChaCha makes this cheap, being a function of (key, stream, position): seed and purpose form the key, the
-//! step picks the stream, the micro-batch the position. Rejected: one generator whose state is saved, which ties
-//! the order of draws to the order of the code.
+//! A draw is named by the run's seed, what it is for, the step and the micro-batch, and the name alone yields
+//! its generator: nothing has to be saved with a checkpoint but the step number, a resumed run draws what the
+//! uninterrupted one would have drawn, and adding one kind of draw never shifts another. ChaCha makes this
+//! cheap, being a function of (key, stream, position): seed and purpose form the key, the step picks the
+//! stream, the micro-batch the position. Rejected: one generator whose state is saved, which ties the order
+//! of draws to the order of the code.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -44,8 +44,8 @@ impl Purpose {
     }
 }
 
-/// The generator for one purpose at one step and micro-batch of a run. Draws of different `micro` overlap only
-/// after 2³² words (16 GiB) each.
+/// The generator for one purpose at one step and micro-batch of a run. Draws of different `micro` overlap
+/// only after 2³² words (16 GiB) each.
 pub fn generator(seed: u64, purpose: Purpose, step: u64, micro: u32) -> ChaCha8Rng {
     let mut key = *b"seed....purpose.landmark draws 1";
     key[..8].copy_from_slice(&seed.to_le_bytes());

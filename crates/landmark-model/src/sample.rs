@@ -1,9 +1,10 @@
 //! Choosing the next token from its logits.
 //!
-//! The filters mean what they mean in Hugging Face's `generate`, and run in its order: banned ids, temperature, top-k,
-//! top-p. Top-k keeps everything that ties with the k-th best. Top-p removes the least likely tokens as long as
-//! together they hold at most 1 - p, and always keeps the best. Among equal logits the lower id counts as the likelier one, so
-//! that a seed means the same text on every machine; greedy choice follows the same rule.
+//! The filters mean what they mean in Hugging Face's `generate`, and run in its order: banned ids,
+//! temperature, top-k, top-p. Top-k keeps everything that ties with the k-th best. Top-p removes the least
+//! likely tokens as long as together they hold at most 1 - p, and always keeps the best. Among equal logits
+//! the lower id counts as the likelier one, so that a seed means the same text on every machine; greedy
+//! choice follows the same rule.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -200,7 +201,8 @@ mod tests {
         assert_close(&frequencies(&top(0.75), &p, &[], 20_000), &[0.0, 0.375, 0.625, 0.0]);
         assert_close(&frequencies(&top(1e-6), &p, &[], 20_000), &[0.0, 0.0, 1.0, 0.0]);
         assert_close(&frequencies(&top(1.0), &p, &[], 20_000), &[0.15, 0.3, 0.5, 0.05]);
-        // Temperature and top-k come first: with them only tokens 1 and 2 are left, 0.36 to 0.64 of what counts.
+        // Temperature and top-k come first: with them only tokens 1 and 2 are left, 0.36 to 0.64 of what
+        // counts.
         let all = Sampling { temperature: 1.0, top_k: Some(2), top_p: Some(0.6) };
         assert_close(&frequencies(&all, &p, &[], 20_000), &[0.0, 0.0, 1.0, 0.0]);
     }

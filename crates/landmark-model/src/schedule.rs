@@ -1,8 +1,8 @@
 //! The learning rate as a function of the step.
 //!
-//! A schedule is a pure function, not an object that is stepped: a resumed run asks for its step and gets the same
-//! number, and nothing has to be saved. All arithmetic is in f64 and in the order in which PyTorch does it, so
-//! the rates agree with the released program's to the last bits.
+//! A schedule is a pure function, not an object that is stepped: a resumed run asks for its step and gets the
+//! same number, and nothing has to be saved. All arithmetic is in f64 and in the order in which PyTorch does
+//! it, so the rates agree with the released program's to the last bits.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,8 @@ impl Anneal {
     }
 }
 
-/// The learning rate as a function of the step. Steps are counted from 0: `rate(0)` is the rate of the first update.
+/// The learning rate as a function of the step. Steps are counted from 0: `rate(0)` is the rate of the first
+/// update.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Schedule {
@@ -51,8 +52,8 @@ pub enum Schedule {
         /// That rate.
         rate: f64,
     },
-    /// Up in a straight line from 0 over `warmup_steps`, then along `cycles` periods of a cosine; 0.5 cycles end at 0,
-    /// 0.4 (the LLaMA recipe) a little above.
+    /// Up in a straight line from 0 over `warmup_steps`, then along `cycles` periods of a cosine; 0.5 cycles
+    /// end at 0, 0.4 (the LLaMA recipe) a little above.
     WarmupCosine {
         /// The highest rate.
         max_rate: f64,
@@ -203,7 +204,8 @@ mod tests {
         assert_rates(&Schedule::released(2e-3, 20, 0.1, Anneal::Cos), &from_zero(&expected));
     }
 
-    /// Values of torch.optim.lr_scheduler.OneCycleLR: the peak between two steps, before the first, and far away.
+    /// Values of torch.optim.lr_scheduler.OneCycleLR: the peak between two steps, before the first, and far
+    /// away.
     #[test]
     fn one_cycle_matches_pytorch_off_the_grid() {
         let linear = [

@@ -1,14 +1,14 @@
 //! Tables 1 and 2 of the paper as data: what to evaluate, how, and what the authors measured.
 //!
-//! [`rows`] lists the evaluations, [`Results`] collects what came out of them (saved between runs, so a sweep that was
-//! stopped goes on), and [`report`] and friends set our numbers beside the paper's. Each row has a name that states all
-//! of its settings: results are found by name, and a changed setting is another row.
+//! [`rows`] lists the evaluations, [`Results`] collects what came out of them (saved between runs, so a sweep
+//! that was stopped goes on), and [`report`] and friends set our numbers beside the paper's. Each row has a
+//! name that states all of its settings: results are found by name, and a changed setting is another row.
 //!
-//! The settings are those of the authors' command generator: PG19 is evaluated whole, arXiv Math on a random sample of
-//! 4,000,000 tokens; batches of 16 rows; landmarks are inserted by the memory (`mem_cache_freq 50`) and not by the data
-//! (`mem_freq None`). One line differs from the generator on purpose: it evaluates the per-token-and-head entry of
-//! Table 2 at 4096 with 40 cached blocks, while the paper's figure for it (14.72) is the one of 80 blocks in Table 1, and
-//! the other two entries of that column are evaluated with 80.
+//! The settings are those of the authors' command generator: PG19 is evaluated whole, arXiv Math on a random
+//! sample of 4,000,000 tokens; batches of 16 rows; landmarks are inserted by the memory (`mem_cache_freq 50`)
+//! and not by the data (`mem_freq None`). One line differs from the generator on purpose: it evaluates the
+//! per-token-and-head entry of Table 2 at 4096 with 40 cached blocks, while the paper's figure for it (14.72)
+//! is the one of 80 blocks in Table 1, and the other two entries of that column are evaluated with 80.
 
 use std::collections::BTreeMap;
 
@@ -132,8 +132,8 @@ pub struct Row {
     pub dataset: Dataset,
     /// The kind of checkpoint.
     pub method: Method,
-    /// The evaluation length under which the paper lists the row. Only for the plain transformer with 360 tokens does it
-    /// differ from the length of the rows evaluated.
+    /// The evaluation length under which the paper lists the row. Only for the plain transformer with 360
+    /// tokens does it differ from the length of the rows evaluated.
     pub listed_length: usize,
     /// How to evaluate.
     pub settings: Settings,
@@ -336,8 +336,8 @@ pub struct Measured {
     pub tokens_per_second: f64,
 }
 
-/// What has been measured so far, by the name of the row. Shared by both tables: a row of the same settings has the
-/// same name in either.
+/// What has been measured so far, by the name of the row. Shared by both tables: a row of the same settings
+/// has the same name in either.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Results(pub BTreeMap<String, Measured>);
@@ -349,7 +349,8 @@ impl Results {
     }
 }
 
-/// Our perplexities beside the paper's: one line a row, in the columns of the paper, unmeasured rows included.
+/// Our perplexities beside the paper's: one line a row, in the columns of the paper, unmeasured rows
+/// included.
 pub fn report(rows: &[Row], results: &Results) -> Table {
     let mut table = Table::new([
         "data",

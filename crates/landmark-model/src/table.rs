@@ -1,7 +1,7 @@
 //! Small tables, as every command prints them: aligned text for a terminal, Markdown, or CSV.
 //!
-//! A table here is a header and rows of strings; numbers are formatted by whoever knows their meaning. Columns in which every
-//! filled cell is a number are set flush right.
+//! A table here is a header and rows of strings; numbers are formatted by whoever knows their meaning.
+//! Columns in which every filled cell is a number are set flush right.
 
 use std::fmt::Write;
 

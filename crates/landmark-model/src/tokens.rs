@@ -1,9 +1,10 @@
 //! Token streams, and the view of a stream with its landmarks in place.
 //!
-//! A prepared corpus holds ordinary tokens only. Landmarks are regular (one after every `mem_freq` ordinary tokens), so
-//! the stream that holds them need not exist: [`Laden`] answers each read by arithmetic on indices. One prepared file
-//! then serves every `mem_freq`, and changing it costs nothing. Rejected: writing the laden stream to disk, as the
-//! released program does, which takes a second copy of the corpus for every block length.
+//! A prepared corpus holds ordinary tokens only. Landmarks are regular (one after every `mem_freq` ordinary
+//! tokens), so the stream that holds them need not exist: [`Laden`] answers each read by arithmetic on
+//! indices. One prepared file then serves every `mem_freq`, and changing it costs nothing. Rejected: writing
+//! the laden stream to disk, as the released program does, which takes a second copy of the corpus for every
+//! block length.
 
 use std::num::NonZeroUsize;
 
@@ -104,8 +105,8 @@ impl<B: AsRef<[u8]>> Tokens for LittleEndianU16<B> {
     }
 }
 
-/// A stream seen with one landmark after every `mem_freq` of its tokens; a last block that is not full has none.
-/// Without a `mem_freq`, the stream itself.
+/// A stream seen with one landmark after every `mem_freq` of its tokens; a last block that is not full has
+/// none. Without a `mem_freq`, the stream itself.
 #[derive(Clone, Debug)]
 pub struct Laden<T> {
     plain: T,
@@ -129,7 +130,8 @@ impl<T: Tokens> Laden<T> {
         self.landmark
     }
 
-    /// Where position `start` lies in its block: the phase of a window that starts there. 0 without landmarks.
+    /// Where position `start` lies in its block: the phase of a window that starts there. 0 without
+    /// landmarks.
     pub fn phase(&self, start: usize) -> usize {
         self.block().map_or(0, |block| start % block)
     }

@@ -1,0 +1,128 @@
+//! What can go wrong, said so that the reader knows what to do.
+//!
+//! A message is one line that names the flag or file at fault; a second line, `help: ...`, says what to do
+//! where the first does not. What the user asked for and cannot have is a usage error (exit code 2); what the
+//! world refused is not (exit code 1).
+
+use std::path::PathBuf;
+
+use landmark_model::batch::BatchError;
+use landmark_model::sample::SampleError;
+use landmark_model::schedule::ScheduleError;
+
+/// The result of a step of a command.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--help` or `--version`: text for standard output, and success.
+    #[error("{0}")]
+    Shown(String),
+    /// A command line that does not parse.
+    #[error("{message}")]
+    Parse {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        help: String,
+    },
+    /// A flag with a value that makes no sense, alone or beside the others.
+    #[error("{flag}: {reason}")]
+    Flag {
+        /// The flag, with its dashes.
+        flag: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// A setting stored in a file that makes no sense.
+    #[error("{}: {key}: {reason}", path.display())]
+    Stored {
+        /// The file.
+        path: PathBuf,
+        /// The setting's name in it.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file or folder that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file or folder that is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Input {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// A device that this build or machine does not have.
+    #[error("--device {device}: {reason}")]
+    Device {
+        /// The device asked for.
+        device: String,
+        /// Why it cannot be had.
+        reason: String,
+    },
+    /// A learning rate schedule that cannot be followed.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A stream from which batches cannot be drawn.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// Tokens that cannot be chosen.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// A command whose body does not exist yet.
+    #[error("landmark {0} is not yet wired to the model")]
+    NotWired(&'static str),
+}
+
+impl Error {
+    /// A flag whose value makes no sense.
+    pub fn flag(flag: &str, reason: impl Into<String>, help: impl Into<String>) -> Error {
+        Error::Flag { flag: flag.to_owned(), reason: reason.into(), help: help.into() }
+    }
+
+    /// A file or folder that the system refused.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Error {
+        Error::Io { path: path.into(), source }
+    }
+
+    /// The second line of the message, if there is one.
+    pub fn help(&self) -> Option<&str> {
+        match self {
+            Error::Parse { help, .. } | Error::Flag { help, .. } | Error::Input { help, .. } => {
+                Some(help.as_str()).filter(|help| !help.is_empty())
+            }
+            Error::Stored { .. } => Some(
+                "the file is damaged, or was written by another program; \
+                 a flag of the same name on the command line takes precedence",
+            ),
+            Error::Device { .. } => Some("this build computes on the CPU: use --device cpu or --device auto"),
+            _ => None,
+        }
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Shown(_) => 0,
+            Error::Parse { .. }
+            | Error::Flag { .. }
+            | Error::Device { .. }
+            | Error::Schedule(_)
+            | Error::Sample(SampleError::Temperature(_) | SampleError::TopK | SampleError::TopP(_)) => 2,
+            _ => 1,
+        }
+    }
+}
