@@ -86,7 +86,9 @@ impl Curve {
         let drawn = if self.log_y {
             let y = y.unwrap_or((1.0, 10.0));
             let y = padded(Some((y.0.ln(), y.1.ln())), 0.05);
-            self.draw(&mut svg, &series, x, (y.start.exp()..y.end.exp()).log_scale())
+            let y = y.start.exp()..y.end.exp();
+            let ticks = log_ticks(&y);
+            self.draw(&mut svg, &series, x, y.log_scale().with_key_points(ticks))
         } else {
             self.draw(&mut svg, &series, x, padded(y, 0.05))
         };
@@ -120,6 +122,7 @@ impl Curve {
             .x_desc(&self.x_label)
             .y_desc(&self.y_label)
             .x_label_formatter(&|value| format!("{value:.0}"))
+            .y_label_formatter(&|value| significant(*value))
             .label_style(("sans-serif", 14))
             .axis_desc_style(("sans-serif", 16))
             .draw()?;
@@ -168,6 +171,37 @@ fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(each).map(mean).collect()
 }
 
+/// Where a logarithmic axis has its labels. The library labels whole powers of ten and their multiples upwards from the
+/// largest, which leaves losses below 1 without any.
+fn log_ticks(range: &Range<f64>) -> Vec<f64> {
+    const MOST: usize = 12;
+    let (first, last) = (range.start.log10().floor() as i32, range.end.log10().ceil() as i32);
+    let ticks = |multiples: &[f64], step: usize| -> Vec<f64> {
+        let decades = (first..=last).step_by(step);
+        let all = decades.flat_map(|k| multiples.iter().map(move |multiple| multiple * 10f64.powi(k)));
+        all.filter(|tick| range.contains(tick)).collect()
+    };
+    let decades = (last - first) as usize + 1;
+    for ticks in [ticks(&[1.0, 2.0, 5.0], 1), ticks(&[1.0], 1), ticks(&[1.0], decades.div_ceil(MOST))] {
+        match ticks.len() {
+            0..3 => break,
+            3..=MOST => return ticks,
+            _ => {}
+        }
+    }
+    // Less than a decade: a straight scale is nearly the same.
+    (0..=5).map(|i| range.start + (range.end - range.start) * f64::from(i) / 5.0).collect()
+}
+
+/// A number to four significant digits, for labels.
+fn significant(value: f64) -> String {
+    let rounded: f64 = format!("{value:.3e}").parse().unwrap_or(value);
+    match rounded.abs() {
+        0.0 | 1e-4..1e6 => rounded.to_string(),
+        _ => format!("{rounded:e}"),
+    }
+}
+
 /// Smallest and largest, if there is any.
 fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |span, value| match span {
@@ -207,6 +241,15 @@ mod tests {
             }
             assert!(svg.contains("#0072B2") && svg.contains("#D55E00"), "both colours");
         }
+    }
+
+    #[test]
+    fn logarithmic_axes_have_labels_on_both_sides_of_one() {
+        assert_eq!(log_ticks(&(0.15..6.0)), [0.2, 0.5, 1.0, 2.0, 5.0]);
+        assert_eq!(log_ticks(&(1.0..2.0)).len(), 6);
+        assert!((3..=12).contains(&log_ticks(&(1e-30..1e30)).len()));
+        let labels = [0.5, 0.1 + 0.2, 1234.56, 0.0, -2.0, 1e-7, 3e9].map(significant);
+        assert_eq!(labels, ["0.5", "0.3", "1235", "0", "-2", "1e-7", "3e9"]);
     }
 
     #[test]
