@@ -3,9 +3,16 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod config;
+pub mod engine;
+pub mod evaluate;
+pub mod model;
 pub mod random;
+pub mod reader;
+pub mod record;
 pub mod sample;
 pub mod schedule;
 pub mod sweep;
 pub mod table;
 pub mod tokens;
+pub mod weights;

@@ -106,7 +106,7 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
     chosen[..batch * per_row * k].par_chunks_mut(per_row * k).enumerate().for_each(|(b, chosen)| {
         let state = op.memory.state(lengths[b] as usize);
         let row = |h: usize, t: usize| &scores[((b * heads + h) * queries + t) * blocks..][..state.cached];
-        let mut pick = Picker::new(k);
+        let mut pick = Picker::new(&op.memory, &state);
         match op.selection {
             Selection::PerTokenAndHead => {
                 for (i, chosen) in chosen.chunks_exact_mut(k).enumerate() {
@@ -148,34 +148,41 @@ fn maximum<'a, T: Real>(rows: impl Iterator<Item = &'a [T]>, cached: usize) -> V
     top
 }
 
-/// Finds the best `k` of a list, kept from row to row to save allocations.
-struct Picker {
+/// Finds the best blocks of a row of scores; kept from row to row to save allocations.
+///
+/// The scores are ranked in the order of the *released* ring, block `a` of the sequence in slot
+/// `a % blocks`: with equal scores, that order decides (see [`super::top_k`]).
+struct Picker<T> {
     k: usize,
+    blocks: usize,
+    first: usize,
+    ring: Vec<T>,
     order: Vec<u32>,
 }
 
-impl Picker {
-    fn new(k: usize) -> Self {
-        Picker { k, order: Vec::new() }
+impl<T: Real> Picker<T> {
+    fn new(memory: &MemoryShape, state: &MemoryState) -> Self {
+        let first = state.seen - state.cached;
+        Picker { k: memory.top_k, blocks: memory.blocks, first, ring: Vec::new(), order: Vec::new() }
     }
 
-    fn best<T: Real>(&mut self, scores: &[T], chosen: &mut [u32]) {
-        let k = self.k.min(scores.len());
+    fn best(&mut self, scores: &[T], chosen: &mut [u32]) {
+        let n = scores.len();
+        let k = self.k.min(n);
         chosen.fill(NO_BLOCK);
         if k == 0 {
             return;
         }
-        self.order.clear();
-        self.order.extend(0..scores.len() as u32);
-        let better = |&a: &u32, &b: &u32| {
-            let (x, y) = (scores[a as usize], scores[b as usize]);
-            y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b))
-        };
-        if k < self.order.len() {
-            self.order.select_nth_unstable_by(k - 1, better);
+        self.ring.resize(n, T::ZERO);
+        for (j, &score) in scores.iter().enumerate() {
+            self.ring[(self.first + j) % self.blocks] = score;
         }
-        self.order[..k].sort_unstable();
-        chosen[..k].copy_from_slice(&self.order[..k]);
+        super::top_k::largest(&self.ring, k, &mut self.order);
+        let oldest = self.first % self.blocks;
+        for (chosen, &slot) in chosen.iter_mut().zip(&self.order[..k]) {
+            *chosen = ((slot as usize + n - oldest) % n) as u32;
+        }
+        chosen[..k].sort_unstable();
     }
 }
 

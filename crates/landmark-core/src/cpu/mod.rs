@@ -26,6 +26,7 @@ mod optimizer;
 mod real;
 mod rope;
 mod storage;
+mod top_k;
 
 pub use real::Real;
 

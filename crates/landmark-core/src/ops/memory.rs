@@ -207,8 +207,8 @@ pub enum Selection {
 
 /// `chosen[b, h, t, ..]` = the `min(k, cached)` best blocks in time order, then [`NO_BLOCK`].
 ///
-/// `scores` `(B, H, T, blocks)` become probabilities over the cached blocks before they are maximised; equal
-/// ones go to the older block. `chosen` `(B, H, T, k)` u32, indices of cached blocks (0 = the oldest).
+/// `scores` `(B, H, T, blocks)` become probabilities over the cached blocks before they are maximised. Which of
+/// equally good blocks is chosen is the backend's business; the CPU chooses as the released program does there. `chosen` `(B, H, T, k)` u32, indices of cached blocks (0 = the oldest).
 #[derive(Clone, Debug)]
 pub struct SelectBlocks {
     /// Extents.

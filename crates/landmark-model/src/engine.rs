@@ -1,0 +1,179 @@
+//! A model on a backend: weights in place, programs compiled as they are first needed.
+
+use crate::config::ModelConfig;
+use crate::model::{Model, Room};
+use crate::record::{self, Pass, Update};
+use landmark_core::{Backend, Tensor};
+
+/// What can go wrong while a model is loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] landmark_core::Error),
+    /// An impossible configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A weight is missing.
+    #[error(
+        "weight `{0}` is missing: the checkpoint belongs to another model, or its settings do not fit it"
+    )]
+    Missing(String),
+    /// A weight has another shape.
+    #[error("weight `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// Name of the weight.
+        name: String,
+        /// Shape in the checkpoint.
+        found: Vec<usize>,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A landmark where the memory puts its own.
+    #[error(
+        "the input holds landmark tokens already, but the memory inserts them itself: give a stream without \
+         landmarks (--mem_freq None)"
+    )]
+    LandmarkInInput,
+    /// The rows of one batch have to be equally long.
+    #[error("{tokens} tokens do not make {batch} rows of one length")]
+    Ragged {
+        /// Tokens given.
+        tokens: usize,
+        /// Rows wanted.
+        batch: usize,
+    },
+    /// A loss that is not a number.
+    #[error("the loss is {loss} in step {step}")]
+    Loss {
+        /// The loss.
+        loss: f64,
+        /// Optimiser steps done before.
+        step: u64,
+    },
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A model on a backend.
+pub struct Engine<B: Backend> {
+    backend: B,
+    model: Model,
+    arena: B::Arena,
+    plans: Vec<(Pass, B::Plan)>,
+    update: Option<B::Plan>,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Lays a model out and allocates it; weights are zero until they are loaded or initialised.
+    ///
+    /// # Errors
+    /// An impossible configuration, or too little memory.
+    pub fn new(backend: B, config: ModelConfig, room: Room) -> Result<Self> {
+        config.validate()?;
+        let model = Model::new(config, room);
+        let mut arena = backend.allocate(&model.layout)?;
+        let frequencies = model.config.rotary.frequencies(model.config.head_dim);
+        backend.write(&mut arena, model.inputs.frequencies, bytemuck::cast_slice(&frequencies))?;
+        Ok(Engine { backend, model, arena, plans: Vec::new(), update: None })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Draws first weights.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn initialise(&mut self, seed: u64) -> Result<()> {
+        for (index, parameter) in self.model.weights.parameters.iter().enumerate() {
+            let values = parameter.initial(seed, index);
+            self.backend.write(&mut self.arena, parameter.tensor, bytemuck::cast_slice(&values))?;
+        }
+        Ok(())
+    }
+
+    /// Loads every weight: `find` gives shape and values of a name.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Shape`], whatever `find` reports, failures of the backend.
+    pub fn load<E: From<Error>>(
+        &mut self,
+        mut find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
+    ) -> Result<(), E> {
+        for parameter in &self.model.weights.parameters {
+            let (found, values) =
+                find(&parameter.name)?.ok_or_else(|| Error::Missing(parameter.name.clone()))?;
+            if found != parameter.shape || values.len() != parameter.numel() {
+                let (name, expected) = (parameter.name.clone(), parameter.shape.clone());
+                return Err(Error::Shape { name, found, expected }.into());
+            }
+            let bytes = bytemuck::cast_slice(&values);
+            self.backend.write(&mut self.arena, parameter.tensor, bytes).map_err(Error::from)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first elements of a tensor.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn write<T: bytemuck::NoUninit>(&mut self, tensor: Tensor, values: &[T]) -> Result<()> {
+        Ok(self.backend.write(&mut self.arena, tensor, bytemuck::cast_slice(values))?)
+    }
+
+    /// Reads a whole tensor.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn read<T: bytemuck::Pod>(&self, tensor: Tensor) -> Result<Vec<T>> {
+        let bytes = self.backend.read(&self.arena, tensor).await?;
+        Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+    }
+
+    /// The backend and its storage, for tests that look inside.
+    pub fn parts(&mut self) -> (&B, &mut B::Arena) {
+        (&self.backend, &mut self.arena)
+    }
+
+    /// Runs a step; it is recorded and compiled when it is first asked for.
+    ///
+    /// # Errors
+    /// Failures of the backend, tokens outside the vocabulary.
+    pub fn run(&mut self, pass: &Pass) -> Result<()> {
+        let known = self.plans.iter().position(|(p, _)| p == pass);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let program = record::step(&self.model, pass);
+                let plan = self.backend.compile(&program, &self.arena)?;
+                self.plans.push((*pass, plan));
+                self.plans.len() - 1
+            }
+        };
+        Ok(self.backend.run(&mut self.plans[index].1, &mut self.arena)?)
+    }
+
+    /// Updates every parameter from its gradient. `hyper` is what the optimiser's op asks for; `update` is
+    /// fixed by the first call.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn update(&mut self, update: &Update, hyper: [f32; 3]) -> Result<()> {
+        self.write(self.model.inputs.hyper, &hyper)?;
+        if self.update.is_none() {
+            let program = record::update(&self.model, update);
+            self.update = Some(self.backend.compile(&program, &self.arena)?);
+        }
+        let plan = self.update.as_mut().expect("compiled just now");
+        Ok(self.backend.run(plan, &mut self.arena)?)
+    }
+}

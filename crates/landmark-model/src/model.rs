@@ -1,0 +1,252 @@
+//! A model laid out: weights, inputs of a step, caches, and (for training) gradients and optimiser state.
+//!
+//! One layout serves every program that is recorded over the model. Inputs have room for the largest batch
+//! and chunk asked for; programs of smaller ones look at their first elements.
+
+use crate::config::ModelConfig;
+use crate::weights::Weights;
+use landmark_core::ops::MemoryShape;
+use landmark_core::random::SEED_LEN;
+use landmark_core::{DType, Layout, Tensor};
+
+/// Which optimiser, with its constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Optimizer {
+    /// AdamW; `eps` 1e-8.
+    AdamW {
+        /// Decay of the first moment.
+        beta1: f32,
+        /// Decay of the second moment.
+        beta2: f32,
+    },
+    /// SGD with momentum.
+    Sgd {
+        /// Decay of the momentum.
+        momentum: f32,
+    },
+    /// Adafactor.
+    Adafactor,
+}
+
+/// What earlier keys and values a model keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheShape {
+    /// None: every chunk stands alone.
+    None,
+    /// The last `positions` keys and values, all attended to (Transformer-XL).
+    Kv {
+        /// Keys kept for each row of the batch.
+        positions: usize,
+    },
+    /// A landmark memory.
+    Mem {
+        /// Whole blocks kept.
+        blocks: usize,
+        /// Positions of a block, its landmark included.
+        block: usize,
+        /// Blocks retrieved.
+        top_k: usize,
+    },
+}
+
+/// How large the inputs have to be, and what else is needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Rows of the largest batch.
+    pub batch: usize,
+    /// Positions of the longest row, landmarks included.
+    pub tokens: usize,
+    /// Rows of logits kept of each row of the batch (0: none).
+    pub logits: usize,
+    /// Cache.
+    pub cache: CacheShape,
+    /// Gradients, and state of an optimiser.
+    pub training: Option<Optimizer>,
+}
+
+/// Inputs and results of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// Token ids `(B, T)` u32.
+    pub tokens: Tensor,
+    /// Targets `(B, T)` i32; negative: no loss.
+    pub targets: Tensor,
+    /// Positions of the queries `(B, T + 1)` i32.
+    pub positions: Tensor,
+    /// Positions of all keys of an attention with a kv cache `(B, P + T + 1)` i32.
+    pub key_positions: Tensor,
+    /// Phase of each row in its block `(B)` u32.
+    pub phases: Tensor,
+    /// Which keys are landmarks `(B, P + T)` u32.
+    pub is_landmark: Tensor,
+    /// First key that a row may see `(B)` u32.
+    pub first_key: Tensor,
+    /// Positions in the memory `(B)` u32.
+    pub lengths: Tensor,
+    /// Seed of the step's random bits.
+    pub seed: Tensor,
+    /// Zeros `(B)` u32: the ids of context-miss tokens.
+    pub miss_tokens: Tensor,
+    /// Angle of each rotary pair `(D / 2)`.
+    pub frequencies: Tensor,
+    /// Mean loss `(1)`.
+    pub loss: Tensor,
+    /// Most likely ids `(B, T)` u32.
+    pub predictions: Tensor,
+    /// Logits `(B, rows, V)`.
+    pub logits: Option<Tensor>,
+    /// Learning rate and corrections of the optimiser `(3)`.
+    pub hyper: Tensor,
+    /// Sum of squares of all gradients `(1)`.
+    pub squared_norm: Tensor,
+    /// Factor on the gradients `(1)`.
+    pub clip: Tensor,
+}
+
+/// What one block keeps of earlier chunks.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerCache {
+    /// Time-ordered, the newest last, `(B, P, Hkv · D)` each.
+    Kv {
+        /// Keys without positions.
+        keys: Tensor,
+        /// Values.
+        values: Tensor,
+    },
+    /// Rings of blocks: see [`landmark_core::ops::AppendKv`].
+    Mem {
+        /// Keys.
+        keys: Tensor,
+        /// Values.
+        values: Tensor,
+        /// Landmark keys.
+        landmarks: Tensor,
+    },
+}
+
+/// Gradient of a parameter, and the optimiser's state for it with the names under which it is saved.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// The parameter.
+    pub param: Tensor,
+    /// Its gradient, added to by every micro-batch and cleared by the optimiser.
+    pub grad: Tensor,
+    /// State: for AdamW the two moments, for SGD the momentum, for Adafactor rows and columns.
+    pub state: Vec<(String, Tensor)>,
+}
+
+/// A model laid out.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Configuration.
+    pub config: ModelConfig,
+    /// Every persistent tensor.
+    pub layout: Layout,
+    /// Weights.
+    pub weights: Weights,
+    /// Inputs.
+    pub inputs: Inputs,
+    /// Cache of each block; empty without one.
+    pub caches: Vec<LayerCache>,
+    /// Gradients and optimiser state, in the order of the parameters; empty without training.
+    pub trained: Vec<Trained>,
+    /// What it was laid out for.
+    pub room: Room,
+}
+
+impl Model {
+    /// Lays a model out.
+    pub fn new(config: ModelConfig, room: Room) -> Model {
+        let mut layout = Layout::new();
+        let weights = Weights::lay_out(&config, &mut layout);
+        let inputs = inputs(&config, &room, &mut layout);
+        let caches = (0..config.layers).filter_map(|i| cache(&config, &room, i, &mut layout)).collect();
+        let trained = match room.training {
+            None => Vec::new(),
+            Some(optimizer) => {
+                weights.parameters.iter().map(|p| trained(p, optimizer, &mut layout)).collect()
+            }
+        };
+        Model { config, layout, weights, inputs, caches, trained, room }
+    }
+
+    /// Extents of the memory of `batch` rows, if the model has one.
+    pub fn memory(&self, batch: usize) -> Option<MemoryShape> {
+        let CacheShape::Mem { blocks, block, top_k } = self.room.cache else { return None };
+        let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
+        Some(MemoryShape { batch, blocks, block, top_k, kv_heads, head_dim })
+    }
+
+    /// Number of trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.weights.parameters.iter().map(|p| p.numel()).sum()
+    }
+}
+
+fn inputs(config: &ModelConfig, room: &Room, layout: &mut Layout) -> Inputs {
+    let Room { batch, tokens, logits, cache, .. } = *room;
+    let prefix = if let CacheShape::Kv { positions } = cache { positions } else { 0 };
+    let mut add = |name: &str, dtype, shape: &[usize]| layout.add(name, dtype, shape);
+    Inputs {
+        tokens: add("tokens", DType::U32, &[batch, tokens]),
+        targets: add("targets", DType::I32, &[batch, tokens]),
+        positions: add("positions", DType::I32, &[batch, tokens + 1]),
+        key_positions: add("key_positions", DType::I32, &[batch, prefix + tokens + 1]),
+        phases: add("phases", DType::U32, &[batch]),
+        is_landmark: add("is_landmark", DType::U32, &[batch, prefix + tokens]),
+        first_key: add("first_key", DType::U32, &[batch]),
+        lengths: add("lengths", DType::U32, &[batch]),
+        seed: add("seed", DType::U32, &[SEED_LEN]),
+        miss_tokens: add("miss_tokens", DType::U32, &[batch]),
+        frequencies: add("frequencies", DType::F32, &[config.head_dim / 2]),
+        loss: add("loss", DType::F32, &[1]),
+        predictions: add("predictions", DType::U32, &[batch, tokens]),
+        logits: (logits > 0).then(|| add("logits", DType::F32, &[batch, logits, config.vocab_size])),
+        hyper: add("hyper", DType::F32, &[3]),
+        squared_norm: add("squared_norm", DType::F32, &[1]),
+        clip: add("clip", DType::F32, &[1]),
+    }
+}
+
+fn cache(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) -> Option<LayerCache> {
+    let mut add =
+        |name: &str, shape: &[usize]| layout.add(format!("cache.{index}.{name}"), DType::F32, shape);
+    match room.cache {
+        CacheShape::None => None,
+        CacheShape::Kv { positions } => {
+            let shape = [room.batch, positions, config.kv_heads * config.head_dim];
+            Some(LayerCache::Kv { keys: add("keys", &shape), values: add("values", &shape) })
+        }
+        CacheShape::Mem { blocks, block, .. } => {
+            let ring = [room.batch, blocks + 1, config.kv_heads, block, config.head_dim];
+            let landmarks = [room.batch, config.kv_heads, blocks + 1, config.head_dim];
+            Some(LayerCache::Mem {
+                keys: add("keys", &ring),
+                values: add("values", &ring),
+                landmarks: add("landmarks", &landmarks),
+            })
+        }
+    }
+}
+
+fn trained(parameter: &crate::weights::Parameter, optimizer: Optimizer, layout: &mut Layout) -> Trained {
+    let name = &parameter.name;
+    let shape = &parameter.shape[..];
+    let grad = layout.add(format!("grad.{name}"), DType::F32, shape);
+    let mut state = |kind: &str, shape: &[usize]| {
+        let saved = format!("optimizer.{kind}.{name}");
+        let tensor = layout.add(saved.clone(), DType::F32, shape);
+        (saved, tensor)
+    };
+    let state = match optimizer {
+        Optimizer::AdamW { .. } => vec![state("exp_avg", shape), state("exp_avg_sq", shape)],
+        Optimizer::Sgd { .. } => vec![state("momentum_buffer", shape)],
+        Optimizer::Adafactor if shape.len() > 1 => {
+            let cols = shape[shape.len() - 1];
+            let rows = parameter.numel() / cols;
+            vec![state("row_var", &[rows]), state("col_var", &[cols])]
+        }
+        Optimizer::Adafactor => vec![state("variance", shape)],
+    };
+    Trained { param: parameter.tensor, grad, state }
+}

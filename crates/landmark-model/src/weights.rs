@@ -1,0 +1,254 @@
+//! The weights of a model: names, shapes, first values, and where they stand in a layout.
+
+use crate::config::{Attention, Family, Mlp, ModelConfig};
+use crate::random::{Purpose, generator};
+use landmark_core::{DType, Layout, Tensor};
+use rand::{Rng, RngExt};
+
+/// One trained tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// Name under which it is saved.
+    pub name: String,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies: matrices of linear layers only.
+    pub decay: bool,
+    /// First value.
+    pub init: Init,
+    /// Its place in the layout.
+    pub tensor: Tensor,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All ones.
+    Ones,
+    /// All zeros.
+    Zeros,
+    /// Normal with this standard deviation.
+    Normal(f32),
+}
+
+/// A linear layer, `(out, in)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Matrix.
+    pub weight: Tensor,
+    /// Shift.
+    pub bias: Option<Tensor>,
+}
+
+/// Scale and shift of a norm.
+#[derive(Clone, Copy, Debug)]
+pub struct NormWeights {
+    /// Scale.
+    pub weight: Tensor,
+    /// Shift.
+    pub bias: Option<Tensor>,
+}
+
+/// Projections to queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub enum Projections {
+    /// One matrix for all three.
+    Fused(Linear),
+    /// A matrix each.
+    Split {
+        /// Queries.
+        q: Linear,
+        /// Keys.
+        k: Linear,
+        /// Values.
+        v: Linear,
+    },
+}
+
+/// The MLP's layers.
+#[derive(Clone, Copy, Debug)]
+pub enum MlpWeights {
+    /// Up, GELU, down.
+    Gelu {
+        /// First layer.
+        up: Linear,
+        /// Second layer.
+        down: Linear,
+    },
+    /// SwiGLU.
+    SwiGlu {
+        /// Gated layer.
+        gate: Linear,
+        /// Linear layer.
+        up: Linear,
+        /// Last layer.
+        down: Linear,
+    },
+}
+
+/// One block.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockWeights {
+    /// Norm before the attention.
+    pub attention_norm: NormWeights,
+    /// Queries, keys, values.
+    pub projections: Projections,
+    /// Back into the residual stream.
+    pub output: Linear,
+    /// Norm before the MLP.
+    pub mlp_norm: NormWeights,
+    /// MLP.
+    pub mlp: MlpWeights,
+}
+
+/// All weights of a model.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// Every trained tensor, in the order of saving.
+    pub parameters: Vec<Parameter>,
+    /// Embedding `(V, C)`.
+    pub table: Tensor,
+    /// Embedding of the context-miss token `(1, C)`.
+    pub miss: Option<Tensor>,
+    /// The blocks.
+    pub blocks: Vec<BlockWeights>,
+    /// Norm before the output.
+    pub final_norm: NormWeights,
+    /// Output matrix `(V, C)`; the embedding where they are tied.
+    pub head: Tensor,
+}
+
+/// Collects parameters while the model is laid out.
+struct Builder<'a> {
+    layout: &'a mut Layout,
+    bias: bool,
+    parameters: Vec<Parameter>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Tensor {
+        let tensor = self.layout.add(name.clone(), DType::F32, shape);
+        self.parameters.push(Parameter { name, shape: shape.to_vec(), decay, init, tensor });
+        tensor
+    }
+
+    fn linear(&mut self, name: String, out: usize, inner: usize, std: f32) -> Linear {
+        let weight = self.add(format!("{name}.weight"), &[out, inner], true, Init::Normal(std));
+        let bias = self.bias.then(|| self.add(format!("{name}.bias"), &[out], false, Init::Zeros));
+        Linear { weight, bias }
+    }
+
+    fn norm(&mut self, name: String, width: usize) -> NormWeights {
+        let weight = self.add(format!("{name}.weight"), &[width], false, Init::Ones);
+        let bias = self.bias.then(|| self.add(format!("{name}.bias"), &[width], false, Init::Zeros));
+        NormWeights { weight, bias }
+    }
+}
+
+/// Standard deviation of first weights (GPT-2).
+const STD: f32 = 0.02;
+
+impl Weights {
+    /// Adds the weights of `config` to a layout.
+    pub fn lay_out(config: &ModelConfig, layout: &mut Layout) -> Weights {
+        let mut b = Builder { layout, bias: config.bias, parameters: Vec::new() };
+        let (embedding, final_norm) = match config.family {
+            Family::Gpt => ("transformer.wte.weight", "transformer.ln_f"),
+            Family::Llama => ("model.embed_tokens.weight", "model.norm"),
+        };
+        let matrix = [config.vocab_size, config.width];
+        let table = b.add(embedding.into(), &matrix, false, Init::Normal(STD));
+        let blocks = (0..config.layers).map(|i| block(config, &mut b, i)).collect();
+        let final_norm = b.norm(final_norm.into(), config.width);
+        let miss = (config.attention == Attention::LandmarkWithMiss).then(|| {
+            b.add("rem_token_embedding.weight".into(), &[1, config.width], false, Init::Normal(STD))
+        });
+        let head = if config.tied {
+            table
+        } else {
+            b.add("lm_head.weight".into(), &matrix, true, Init::Normal(STD))
+        };
+        Weights { parameters: b.parameters, table, miss, blocks, final_norm, head }
+    }
+}
+
+fn block(config: &ModelConfig, b: &mut Builder<'_>, index: usize) -> BlockWeights {
+    let (width, hidden) = (config.width, config.hidden);
+    let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    // Residual projections start smaller, so that the stream's variance does not grow with depth.
+    let residual = STD / (2.0 * config.layers as f32).sqrt();
+    let name = |part: &str| match config.family {
+        Family::Gpt => format!("transformer.h.{index}.{part}"),
+        Family::Llama => format!("model.layers.{index}.{part}"),
+    };
+    match config.family {
+        Family::Gpt => BlockWeights {
+            attention_norm: b.norm(name("ln_1"), width),
+            projections: Projections::Fused(b.linear(
+                name("attn.c_attn"),
+                q_width + 2 * kv_width,
+                width,
+                STD,
+            )),
+            output: b.linear(name("attn.c_proj"), width, q_width, residual),
+            mlp_norm: b.norm(name("ln_2"), width),
+            mlp: MlpWeights::Gelu {
+                up: b.linear(name("mlp.c_fc"), hidden, width, STD),
+                down: b.linear(name("mlp.c_proj"), width, hidden, residual),
+            },
+        },
+        Family::Llama => BlockWeights {
+            attention_norm: b.norm(name("input_layernorm"), width),
+            projections: Projections::Split {
+                q: b.linear(name("self_attn.q_proj"), q_width, width, STD),
+                k: b.linear(name("self_attn.k_proj"), kv_width, width, STD),
+                v: b.linear(name("self_attn.v_proj"), kv_width, width, STD),
+            },
+            output: b.linear(name("self_attn.o_proj"), width, q_width, residual),
+            mlp_norm: b.norm(name("post_attention_layernorm"), width),
+            mlp: match config.mlp {
+                Mlp::SwiGlu => MlpWeights::SwiGlu {
+                    gate: b.linear(name("mlp.gate_proj"), hidden, width, STD),
+                    up: b.linear(name("mlp.up_proj"), hidden, width, STD),
+                    down: b.linear(name("mlp.down_proj"), width, hidden, residual),
+                },
+                Mlp::Gelu => MlpWeights::Gelu {
+                    up: b.linear(name("mlp.up_proj"), hidden, width, STD),
+                    down: b.linear(name("mlp.down_proj"), width, hidden, residual),
+                },
+            },
+        },
+    }
+}
+
+impl Parameter {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// First values, a function of the run's seed and of the parameter's place in the model.
+    pub fn initial(&self, seed: u64, index: usize) -> Vec<f32> {
+        match self.init {
+            Init::Ones => vec![1.0; self.numel()],
+            Init::Zeros => vec![0.0; self.numel()],
+            Init::Normal(std) => {
+                let mut random = generator(seed, Purpose::Weights, index as u64, 0);
+                let mut values = Vec::with_capacity(self.numel() + 1);
+                while values.len() < self.numel() {
+                    let (a, b) = normal_pair(&mut random);
+                    values.extend([a * std, b * std]);
+                }
+                values.truncate(self.numel());
+                values
+            }
+        }
+    }
+}
+
+/// Two independent normal numbers (Box-Muller).
+fn normal_pair(random: &mut impl Rng) -> (f32, f32) {
+    let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
+    let angle = std::f64::consts::TAU * random.random::<f64>();
+    ((radius * angle.cos()) as f32, (radius * angle.sin()) as f32)
+}
