@@ -22,6 +22,8 @@ pub mod program;
 pub mod random;
 pub mod reverse;
 pub mod tensor;
+#[cfg(feature = "test-support")]
+pub mod testing;
 
 pub use backend::Backend;
 pub use cpu::Cpu;

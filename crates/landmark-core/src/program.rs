@@ -95,6 +95,12 @@ impl Program {
         &self.ops
     }
 
+    /// The ops, to be changed without any check: how tests plant bugs.
+    #[cfg(feature = "test-support")]
+    pub(crate) fn ops_mut(&mut self) -> &mut [Op] {
+        &mut self.ops
+    }
+
     /// All tensors: those of the layout first, then views and scratch.
     pub fn tensors(&self) -> &[Info] {
         &self.tensors

@@ -110,13 +110,15 @@ impl Reverse<'_> {
     /// Where the gradients of three groups of columns go, each `=`. Groups may be parts of one tensor.
     ///
     /// # Panics
-    /// When one of them has a gradient already: attention is the only reader of its projections.
+    /// When one of them has a gradient already, or is a parameter: attention is the only reader of its
+    /// projections.
     pub fn contribute_cols(&mut self, cols: [Cols; 3]) -> [Cols; 3] {
         let mut made: Vec<Tensor> = Vec::new();
         cols.map(|part| {
             let tensor = part.tensor;
             if !made.contains(&tensor) {
                 assert!(self.gradient(tensor).is_none(), "columns have a gradient already");
+                assert!(!self.parameters.contains_key(&tensor), "columns of a parameter have no gradient");
                 let gradient = self.new_gradient(tensor);
                 let covered: usize = cols.iter().filter(|c| c.tensor == tensor).map(|c| c.width).sum();
                 if covered != self.shape(tensor).cols() {
@@ -134,6 +136,10 @@ impl Reverse<'_> {
         self.consumed.insert(sum);
         for &term in terms {
             if !self.wanted.contains(&term) {
+                continue;
+            }
+            if let Some(&parameter) = self.parameters.get(&term) {
+                self.copy(gradient, Out::add(parameter));
                 continue;
             }
             if self.gradient(term).is_some() {

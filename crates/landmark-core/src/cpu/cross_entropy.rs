@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::ops::LinearCrossEntropy;
 
 /// Logits held at a time, in elements: large enough that adding to the whole output matrix once a slice is
-/// small change, small enough that a batch of any size fits.
-const SLICE: usize = 24 << 20;
+/// small change, small enough that a batch of any size fits. In this crate's own tests every case has several
+/// slices.
+const SLICE: usize = if cfg!(test) { 12 } else { 24 << 20 };
 
 pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Memory<'_, T>) -> Result<()> {
     let (rows, width, vocab) = (m.rows(op.x), m.cols(op.x), m.rows(op.weight));
@@ -88,4 +89,79 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
     loss[0] = if counted == 0 { T::ZERO } else { total / T::of(counted as f64) };
     m.put(op.loss, loss);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::backend::Backend;
+    use crate::ops::{LinearCrossEntropy, LossGradient};
+    use crate::{Cpu, DType, Layout, Out, Recorder};
+
+    const ROWS: usize = 7;
+    const WIDTH: usize = 3;
+    const VOCAB: usize = 5;
+    const TARGETS: [i32; ROWS] = [4, -1, 0, 2, 2, -1, 1];
+
+    fn value(i: usize) -> f64 {
+        (i as f64 * 1.7).sin()
+    }
+
+    /// Loss, its gradients by `x` and the weight, and the most likely ids, from the definition.
+    fn naive(x: &[f64], weight: &[f64]) -> (f64, Vec<f64>, Vec<f64>, Vec<f64>) {
+        let (mut loss, mut dx, mut dweight) = (0.0, vec![0.0; x.len()], vec![0.0; weight.len()]);
+        let mut best = Vec::new();
+        let counted = TARGETS.iter().filter(|&&t| t >= 0).count() as f64;
+        for (n, &target) in TARGETS.iter().enumerate() {
+            let logit = |v: usize| (0..WIDTH).map(|c| x[n * WIDTH + c] * weight[v * WIDTH + c]).sum::<f64>();
+            best.push((0..VOCAB).max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap() as f64);
+            if target < 0 {
+                continue;
+            }
+            let sum: f64 = (0..VOCAB).map(|v| logit(v).exp()).sum();
+            loss += (sum.ln() - logit(target as usize)) / counted;
+            for v in 0..VOCAB {
+                let d = (logit(v).exp() / sum - f64::from(u8::from(v == target as usize))) / counted;
+                for c in 0..WIDTH {
+                    dx[n * WIDTH + c] += d * weight[v * WIDTH + c];
+                    dweight[v * WIDTH + c] += d * x[n * WIDTH + c];
+                }
+            }
+        }
+        (loss, dx, dweight, best)
+    }
+
+    #[test]
+    fn slices_together_are_the_whole() {
+        const { assert!(super::SLICE / VOCAB < ROWS) };
+        let mut layout = Layout::new();
+        let [x, dx] = ["x", "dx"].map(|name| layout.add(name, DType::F32, [ROWS, WIDTH]));
+        let [weight, dweight] =
+            ["weight", "dweight"].map(|name| layout.add(name, DType::F32, [VOCAB, WIDTH]));
+        let targets = layout.add("targets", DType::I32, [ROWS]);
+        let predictions = layout.add("predictions", DType::U32, [ROWS]);
+        let loss = layout.add("loss", DType::F32, [1]);
+        let cpu = Cpu::<f64>::new();
+        let mut arena = cpu.allocate(&layout).unwrap();
+        let xs: Vec<f64> = (0..ROWS * WIDTH).map(value).collect();
+        let weights: Vec<f64> = (0..VOCAB * WIDTH).map(|i| value(i + 40)).collect();
+        cpu.write_f64(&mut arena, x, &xs).unwrap();
+        cpu.write_f64(&mut arena, weight, &weights).unwrap();
+        cpu.write_f64(&mut arena, targets, &TARGETS.map(f64::from)).unwrap();
+        for add in [false, true] {
+            let mut r = Recorder::new("loss", &layout);
+            let gradient = Some(LossGradient { dx, dweight: Out { tensor: dweight, add }, scale: 2.0 });
+            r.push(LinearCrossEntropy { x, weight, targets, loss, predictions: Some(predictions), gradient });
+            cpu.write_f64(&mut arena, dweight, &[10.0; VOCAB * WIDTH]).unwrap();
+            cpu.run(&mut cpu.compile(&r.finish(), &arena).unwrap(), &mut arena).unwrap();
+            let (want_loss, want_dx, want_dweight, best) = naive(&xs, &weights);
+            let close = |found: Vec<f64>, want: Vec<f64>| {
+                assert!(found.iter().zip(&want).all(|(f, w)| (f - w).abs() < 1e-13), "{found:?}, {want:?}");
+            };
+            let held = if add { 10.0 } else { 0.0 };
+            close(cpu.read_f64(&arena, loss), vec![want_loss]);
+            close(cpu.read_f64(&arena, dx), want_dx.iter().map(|d| 2.0 * d).collect());
+            close(cpu.read_f64(&arena, dweight), want_dweight.iter().map(|d| 2.0 * d + held).collect());
+            close(cpu.read_f64(&arena, predictions), best);
+        }
+    }
 }

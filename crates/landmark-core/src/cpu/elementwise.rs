@@ -81,25 +81,29 @@ pub(super) fn swiglu<T: Real>(op: &SwiGlu, m: &mut Memory<'_, T>) {
 }
 
 pub(super) fn swiglu_backward<T: Real>(op: &SwiGluBackward, m: &mut Memory<'_, T>) {
-    write(m, op.dgate, |m, dgate| {
-        let (gate, up, dout) = (&m.real(op.gate)[..], &m.real(op.up)[..], &m.real(op.dout)[..]);
-        fill_with(
-            dgate,
-            op.dgate.add,
-            #[inline(always)]
-            |i| {
-                let s = sigmoid(gate[i]);
-                dout[i] * up[i] * s * (T::ONE + gate[i] * (T::ONE - s))
-            },
-        );
-    });
-    write(m, op.dup, |m, dup| {
-        let (gate, dout) = (&m.real(op.gate)[..], &m.real(op.dout)[..]);
-        fill_with(
-            dup,
-            op.dup.add,
-            #[inline(always)]
-            |i| dout[i] * gate[i] * sigmoid(gate[i]),
-        );
-    });
+    if let Some(to) = op.dgate {
+        write(m, to, |m, dgate| {
+            let (gate, up, dout) = (&m.real(op.gate)[..], &m.real(op.up)[..], &m.real(op.dout)[..]);
+            fill_with(
+                dgate,
+                to.add,
+                #[inline(always)]
+                |i| {
+                    let s = sigmoid(gate[i]);
+                    dout[i] * up[i] * s * (T::ONE + gate[i] * (T::ONE - s))
+                },
+            );
+        });
+    }
+    if let Some(to) = op.dup {
+        write(m, to, |m, dup| {
+            let (gate, dout) = (&m.real(op.gate)[..], &m.real(op.dout)[..]);
+            fill_with(
+                dup,
+                to.add,
+                #[inline(always)]
+                |i| dout[i] * gate[i] * sigmoid(gate[i]),
+            );
+        });
+    }
 }

@@ -94,7 +94,7 @@ impl Operation for SwiGlu {
     fn backward(&self, reverse: &mut Reverse<'_>) {
         let Some(dout) = reverse.gradient(self.out) else { return };
         let (dgate, dup) = (reverse.contribute(self.gate), reverse.contribute(self.up));
-        if let (Some(dgate), Some(dup)) = (dgate, dup) {
+        if dgate.is_some() || dup.is_some() {
             reverse.push(SwiGluBackward { gate: self.gate, up: self.up, dout, dgate, dup });
         }
     }
@@ -109,10 +109,10 @@ pub struct SwiGluBackward {
     pub up: Tensor,
     /// Gradient of the result.
     pub dout: Tensor,
-    /// Gradient of the gated half.
-    pub dgate: Out,
-    /// Gradient of the linear half.
-    pub dup: Out,
+    /// Gradient of the gated half, where it is wanted.
+    pub dgate: Option<Out>,
+    /// Gradient of the linear half, where it is wanted.
+    pub dup: Option<Out>,
 }
 
 impl Operation for SwiGluBackward {
@@ -127,12 +127,10 @@ impl Operation for SwiGluBackward {
         o.out("dup", self.dup);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
-        for (field, tensor) in
-            [("up", self.up), ("dout", self.dout), ("dgate", self.dgate.tensor), ("dup", self.dup.tensor)]
-        {
-            expect_same(p, ("gate", self.gate), (field, tensor))?;
-        }
-        Ok(())
+        let mut like_gate = vec![("up", self.up), ("dout", self.dout)];
+        like_gate.extend(self.dgate.map(|out| ("dgate", out.tensor)));
+        like_gate.extend(self.dup.map(|out| ("dup", out.tensor)));
+        like_gate.into_iter().try_for_each(|(field, t)| expect_same(p, ("gate", self.gate), (field, t)))
     }
     fn cost(&self, p: &Program) -> Cost {
         elementwise(p, self, self.gate, 14)
