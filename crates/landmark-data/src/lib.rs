@@ -1,1 +1,4 @@
 //! From text corpora to token streams.
+
+#![deny(unsafe_code)]
+mod gpt2;
