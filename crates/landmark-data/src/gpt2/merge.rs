@@ -68,7 +68,8 @@ impl Merges {
         }
         while len > 1 {
             // `min_by_key` keeps the first, that is leftmost, of equals.
-            let Some((at, &best)) = unions[..len - 1].iter().enumerate().min_by_key(|&(_, union)| *union) else {
+            let Some((at, &best)) = unions[..len - 1].iter().enumerate().min_by_key(|&(_, union)| *union)
+            else {
                 break;
             };
             if best == NONE {
@@ -171,8 +172,7 @@ mod tests {
         let merges = merges();
         for length in 1..=8u32 {
             for word in 0..3usize.pow(length) {
-                let piece: Vec<u8> =
-                    (0..length).map(|i| b'a' + (word / 3usize.pow(i) % 3) as u8).collect();
+                let piece: Vec<u8> = (0..length).map(|i| b'a' + (word / 3usize.pow(i) % 3) as u8).collect();
                 let (mut short, mut long) = (Vec::new(), Vec::new());
                 merges.encode_short(&piece, &mut short);
                 merges.encode_long(&piece, &mut long);

@@ -37,7 +37,8 @@ pub(super) struct Splitter {
 impl Splitter {
     pub(super) fn new() -> Self {
         let mut classes = vec![Class::Other; char::MAX as usize + 1].into_boxed_slice();
-        for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
+        for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)]
+        {
             for (first, last) in ranges(pattern) {
                 classes[first as usize..=last as usize].fill(class);
             }
