@@ -1,7 +1,7 @@
 //! What a corpus looks like on disk: which files it has, in which order, and which part of the data set each
 //! belongs to.
 //!
-//! Only folders are looked at here; [`read`] opens the files and [`jsonl`] understands their lines. The order of
+//! Only folders are looked at here; `read` opens the files and [`jsonl`] understands their lines. The order of
 //! the files is the order of the documents in the streams, so it is fixed: book numbers for PG19, else by path.
 
 pub mod jsonl;
@@ -217,7 +217,7 @@ fn list(corpus: Corpus, folder: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for (path, name) in entries(&folder)? {
-            // `file_type` of the entry does not follow links, so a link to a folder above makes no endless walk.
+            // Links to folders are not followed: one to a folder above would make the walk endless.
             let link = fs::symlink_metadata(&path).map_err(reading(&path))?.is_symlink();
             if path.is_dir() {
                 if !link {

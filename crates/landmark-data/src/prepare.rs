@@ -1,7 +1,7 @@
 //! `landmark prepare`: a corpus on disk becomes token streams on disk.
 //!
-//! Three stages run at once, joined by bounded channels: one thread reads ([`crate::corpus::read`]), all cores
-//! encode, one thread writes and hashes ([`output`]). Order is kept at each step, so the streams do not depend on
+//! Three stages run at once, joined by bounded channels: one thread reads (`corpus::read`), all cores
+//! encode, one thread writes and hashes (`output`). Order is kept at each step, so the streams do not depend on
 //! the number of cores. A document is followed by the tokenizer's end token; landmarks are not stored, they are put
 //! in when batches are drawn.
 //!

@@ -1,7 +1,7 @@
 //! Text to tokens and back, by GPT-2's encoding or by any `tokenizer.json`.
 //!
 //! Two kinds behind one type rather than a trait: callers choose at run time, and nobody else implements it. GPT-2's
-//! is our own encoder ([`crate::gpt2`]); a `tokenizer.json` is read by the `tokenizers` crate, with everything that
+//! is our own encoder (`gpt2`); a `tokenizer.json` is read by the `tokenizers` crate, with everything that
 //! the file may say about truncation and padding turned off, since documents are encoded whole.
 
 use std::fs::File;
