@@ -15,4 +15,5 @@ pub mod schedule;
 pub mod sweep;
 pub mod table;
 pub mod tokens;
+pub mod train;
 pub mod weights;
