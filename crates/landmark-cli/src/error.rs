@@ -82,6 +82,15 @@ pub enum Error {
     /// Tokens that cannot be chosen.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// A model that cannot be loaded or run.
+    #[error(transparent)]
+    Model(#[from] landmark_model::engine::Error),
+    /// A file of a known format that cannot be read or written.
+    #[error(transparent)]
+    Formats(#[from] landmark_formats::Error),
+    /// A corpus, tokenizer or token stream that cannot be used.
+    #[error(transparent)]
+    Data(#[from] landmark_data::Error),
     /// A command whose body does not exist yet.
     #[error("landmark {0} is not yet wired to the model")]
     NotWired(&'static str),

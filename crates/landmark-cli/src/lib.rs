@@ -18,6 +18,8 @@ pub mod error;
 pub mod python;
 pub mod report;
 pub mod settings;
+pub mod stream;
+pub mod training;
 
 use std::process::ExitCode;
 

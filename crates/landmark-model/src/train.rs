@@ -4,10 +4,10 @@
 //! function of the seed and of that number. So a checkpoint holds those three, and a run that goes on from one
 //! computes what it would have computed.
 
-use crate::batch::{Batch, END_OF_TEXT, Windows};
+use crate::batch::{Batch, Windows};
 use crate::engine::{Engine, Error, Result};
 use crate::model::{CacheShape, Optimizer, Room};
-use crate::random::{generator, Purpose};
+use crate::random::{Purpose, generator};
 use crate::reader::{Reader, Training};
 use crate::record::{Granularity, Regularisation, Update};
 use crate::schedule::Schedule;
@@ -116,13 +116,8 @@ impl<B: Backend> Trainer<B> {
     pub async fn step<T: Tokens>(&mut self, stream: &Windows<T>) -> Result<Step> {
         let mut total = 0.0;
         for micro in 0..self.settings.micro_batches {
-            let batch = stream.batch(
-                self.settings.seed,
-                Purpose::TrainBatch,
-                self.done,
-                micro,
-                self.settings.batch,
-            );
+            let batch =
+                stream.batch(self.settings.seed, Purpose::TrainBatch, self.done, micro, self.settings.batch);
             total += self.micro_batch(&batch, stream.stream(), micro).await?;
         }
         let rate = self.settings.schedule.rate(self.done);
@@ -181,8 +176,7 @@ impl<B: Backend> Trainer<B> {
         let settings = &self.settings;
         let (mut loss, mut hits, mut positions) = (0.0, 0, 0);
         for index in 0..batches {
-            let batch =
-                stream.batch(settings.seed, Purpose::EvalBatch, self.done, index, settings.batch);
+            let batch = stream.batch(settings.seed, Purpose::EvalBatch, self.done, index, settings.batch);
             let mut reader = Reader::new(&mut self.engine, batch.batch, Granularity::PerTokenAndHead, None);
             let segments = batch.length.div_ceil(settings.length);
             for start in (0..batch.length).step_by(settings.length) {
@@ -259,15 +253,4 @@ fn jumping(part: &Batch, landmark: u32, jump: u32, seed: u64, step: u64, micro: 
         tokens.iter().enumerate().map(at).collect::<Vec<i32>>()
     };
     part.tokens.chunks_exact(part.length.max(1)).flat_map(row).collect()
-}
-
-/// Windows of a training or validation stream, with GPT-2's end of text.
-///
-/// # Errors
-/// A stream that is shorter than a window.
-pub fn windows<T: Tokens>(
-    stream: Laden<T>,
-    length: usize,
-) -> std::result::Result<Windows<T>, crate::batch::BatchError> {
-    Windows::new(stream, length, END_OF_TEXT)
 }

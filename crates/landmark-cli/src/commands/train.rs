@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use landmark_core::Cpu;
 use landmark_model::schedule::{Anneal, Schedule};
 
 use crate::args::train::TrainArgs;
 use crate::args::values::{Dtype, Scheduler};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
+
 use crate::report::Report;
 use crate::settings::{RunArgs, Settings, check, experiment, summary};
+use crate::training;
 
 /// Where a run begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +122,16 @@ pub fn run(args: &TrainArgs, report: &Report) -> Result<()> {
         report.log(format!("already found experiment {}; skipping it", settings.folder.display()));
         return Ok(());
     }
-    Err(Error::NotWired("train"))
+    let outcome = training::run(Cpu::<f32>::new(), &settings, report)?;
+    report.json(&outcome)?;
+    report.print(format!(
+        "validation loss {:.4} (perplexity {:.2}) after {} steps\ncheckpoint {}\nloss curve {}",
+        outcome.val_loss,
+        outcome.val_perplexity,
+        outcome.iterations,
+        outcome.checkpoint.display(),
+        outcome.curve.display()
+    ))
 }
 
 #[cfg(test)]

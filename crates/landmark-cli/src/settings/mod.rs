@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod experiment;
+pub mod model;
 pub mod summary;
 
 use serde::Serialize;
