@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 mod atomic;
+mod contain;
 pub mod corpus;
 pub mod dataset;
 pub mod demo;
