@@ -29,6 +29,7 @@ mod hash;
 pub mod prepare;
 pub mod stream;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use corpus::Corpus;
 pub use dataset::{DatasetInfo, Split, SplitInfo, TokenType};
@@ -37,3 +38,4 @@ pub use error::{Error, Result};
 pub use prepare::{PrepareOptions, Progress, Summary, prepare};
 pub use stream::TokenStream;
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerInfo};
+pub use vocabulary::learn_vocabulary;
