@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod contain;
 pub mod corpus;
 pub mod dataset;
 pub mod demo;
@@ -27,6 +28,7 @@ mod hash;
 pub mod prepare;
 pub mod stream;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use corpus::Corpus;
 pub use dataset::{DatasetInfo, Split, SplitInfo, TokenType};
@@ -35,3 +37,4 @@ pub use error::{Error, Result};
 pub use prepare::{PrepareOptions, Progress, Summary, prepare};
 pub use stream::TokenStream;
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerInfo};
+pub use vocabulary::learn_vocabulary;

@@ -139,6 +139,21 @@ pub enum ConfigError {
         /// What has to divide it.
         by: usize,
     },
+    /// More weights than any machine holds.
+    #[error(
+        "the model would have {0} weights, more than 2^40; its settings are damaged, or meant for another program"
+    )]
+    TooManyWeights(u128),
+    /// The inputs, caches or results of one step are too large.
+    #[error("{what} would take {bytes} bytes; lower {lower}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its size.
+        bytes: u128,
+        /// The flags that it depends on.
+        lower: &'static str,
+    },
     /// The landmark is not a token.
     #[error("landmark id {landmark} is outside the vocabulary of {vocab}: raise --vocab_size")]
     Landmark {
@@ -172,12 +187,32 @@ impl ModelConfig {
         }
     }
 
+    /// Checks one extent of a model: 1 to 2^24.
+    ///
+    /// # Errors
+    /// [`ConfigError::Extent`] with this name.
+    pub fn check_extent(name: &'static str, value: usize) -> Result<(), ConfigError> {
+        const LARGEST: usize = 1 << 24;
+        match value {
+            1..=LARGEST => Ok(()),
+            _ => Err(ConfigError::Extent { name, value, largest: LARGEST }),
+        }
+    }
+
+    /// Weights of linear layers and embeddings, without biases and norms.
+    pub fn weight_count(&self) -> u128 {
+        let [width, hidden, head_dim] = [self.width, self.hidden, self.head_dim].map(|x| x as u128);
+        let heads = (2 * self.heads as u128 + 2 * self.kv_heads as u128) * head_dim;
+        let mlp = hidden * if self.mlp == Mlp::SwiGlu { 3 } else { 2 };
+        let tables = self.vocab_size as u128 * if self.tied { 1 } else { 2 };
+        width * (self.layers as u128 * (heads + mlp) + tables)
+    }
+
     /// Checks that a model of this configuration can exist.
     ///
     /// # Errors
     /// Which setting is impossible, and why.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        const LARGEST: usize = 1 << 24;
         for (name, value) in [
             ("the vocabulary size", self.vocab_size),
             ("the model's width (n_embd)", self.width),
@@ -187,9 +222,7 @@ impl ModelConfig {
             ("the MLP's inner width", self.hidden),
             ("the context length (sequence_length)", self.context),
         ] {
-            if value == 0 || value > LARGEST {
-                return Err(ConfigError::Extent { name, value, largest: LARGEST });
-            }
+            Self::check_extent(name, value)?;
         }
         if self.layers == 0 || self.layers > 4096 {
             let name = "the number of layers (n_layer)";
@@ -203,6 +236,9 @@ impl ModelConfig {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(ConfigError::Indivisible { name: "n_head", value: self.heads, by: self.kv_heads });
+        }
+        if self.weight_count() > 1 << 40 {
+            return Err(ConfigError::TooManyWeights(self.weight_count()));
         }
         if self.attention != Attention::Plain && self.landmark_id as usize >= self.vocab_size {
             return Err(ConfigError::Landmark { landmark: self.landmark_id, vocab: self.vocab_size });

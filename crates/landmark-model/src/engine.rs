@@ -72,6 +72,7 @@ impl<B: Backend> Engine<B> {
     /// An impossible configuration, or too little memory.
     pub fn new(backend: B, config: ModelConfig, room: Room) -> Result<Self> {
         config.validate()?;
+        room.validate(&config)?;
         let model = Model::new(config, room);
         let mut arena = backend.allocate(&model.layout)?;
         let frequencies = model.config.rotary.frequencies(model.config.head_dim);

@@ -3,7 +3,7 @@
 //! One layout serves every program that is recorded over the model. Inputs have room for the largest batch
 //! and chunk asked for; programs of smaller ones look at their first elements.
 
-use crate::config::ModelConfig;
+use crate::config::{ConfigError, ModelConfig};
 use crate::weights::Weights;
 use landmark_core::ops::MemoryShape;
 use landmark_core::random::SEED_LEN;
@@ -62,6 +62,44 @@ pub struct Room {
     pub cache: CacheShape,
     /// Gradients, and state of an optimiser.
     pub training: Option<Optimizer>,
+}
+
+impl Room {
+    /// Checks that inputs, caches and the results of one op stay within sizes that can be computed with; whether
+    /// there is that much memory is for the backend to say.
+    ///
+    /// # Errors
+    /// What would be too large, and which flags make it so.
+    pub fn validate(&self, config: &ModelConfig) -> Result<(), ConfigError> {
+        const LARGEST: u128 = 1 << 48;
+        let [batch, tokens, logits] = [self.batch, self.tokens, self.logits].map(|x| x as u128);
+        let kept = match self.cache {
+            CacheShape::None => 0,
+            CacheShape::Kv { positions } => positions as u128,
+            CacheShape::Mem { blocks, block, .. } => (blocks as u128 + 1) * block as u128,
+        };
+        let top_k = if let CacheShape::Mem { top_k, .. } = self.cache { top_k as u128 } else { 0 };
+        let [width, hidden, heads, kv, vocab] =
+            [config.width, config.hidden, config.heads, config.kv_heads * config.head_dim, config.vocab_size]
+                .map(|x| x as u128);
+        let rows = batch.saturating_mul(tokens + 1);
+        let cached = batch.saturating_mul(kept).saturating_mul(2 * kv * config.layers as u128);
+        let chunk = "--batch-size, --mid-length or --sequence-length";
+        let cache = "--mem-cache-size, --mem-cache-freq, --cache-topk or --batch-size";
+        for (what, numbers, lower) in [
+            ("one activation of a step", rows.saturating_mul(width.max(hidden).max(heads)), chunk),
+            ("the logits of a step", batch.saturating_mul(logits).saturating_mul(vocab), chunk),
+            ("the cache", cached, cache),
+            ("the scores of the cached blocks", rows.saturating_mul(heads * kept.max(top_k).max(1)), cache),
+        ] {
+            // Positions and ids of rows are counted in 32 bits.
+            let bytes = numbers.saturating_mul(4);
+            if bytes > LARGEST || rows.saturating_add(kept).saturating_add(top_k) > 1 << 30 {
+                return Err(ConfigError::TooLarge { what, bytes, lower });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Inputs and results of a step.

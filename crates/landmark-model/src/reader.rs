@@ -46,6 +46,18 @@ pub struct Read {
     pub predictions: Vec<u32>,
 }
 
+/// At which position the token after a chunk is predicted. It matters where the chunk fills a block, whose landmark
+/// then follows it through the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PredictAt {
+    /// At the last token given: models trained without a loss at landmarks (the GPTs).
+    #[default]
+    LastToken,
+    /// At the last position, which may be a landmark: models trained with landmarks in the loss
+    /// (`include_landmark_in_loss`).
+    LastPosition,
+}
+
 /// A chunk as the model sees it.
 struct Laden {
     /// Positions of a row.
@@ -117,14 +129,21 @@ impl<'e, B: Backend> Reader<'e, B> {
         Ok(f64::from(self.engine.read::<f32>(inputs.loss).await?[0]))
     }
 
-    /// Reads a chunk; gives the logits `(B, V)` after its last position, which is that of the landmark when
-    /// the chunk fills a block.
+    /// Reads a chunk; gives the logits `(B, V)` of the token after it. The engine needs room for two rows of logits.
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.run(tokens, &[], Want::Logits { rows: 1 })?;
-        self.read_logits(1).await
+    pub async fn logits(&mut self, tokens: &[u32], predict: PredictAt) -> Result<Vec<f32>> {
+        let count = tokens.len() / self.batch;
+        // A landmark follows at once, so an unfinished block holds ordinary tokens only.
+        let fills = self.engine.model().memory(self.batch).is_some_and(|memory| {
+            count > 0 && (self.length % memory.block + count).is_multiple_of(memory.block - 1)
+        });
+        let rows = if fills && predict == PredictAt::LastToken { 2 } else { 1 };
+        self.run(tokens, &[], Want::Logits { rows })?;
+        let logits = self.read_logits(rows).await?;
+        let vocab = self.engine.config().vocab_size;
+        Ok(logits.chunks_exact(rows * vocab).flat_map(|row| &row[..vocab]).copied().collect())
     }
 
     /// Reads a chunk; gives the logits of its last `rows` positions, `(B, rows, V)`, landmarks included.
