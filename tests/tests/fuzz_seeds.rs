@@ -1,4 +1,5 @@
-//! The fuzz targets without a fuzzer: every seed, every beginning of it, and every one of its bits turned over.
+//! The fuzz targets without a fuzzer: every seed, cut off anywhere, and with any one of its bits turned over (of long
+//! seeds, a sample of these).
 //!
 //! Fuzzing needs a compiler of its own and hours; this needs a second and runs with the other tests, so a change
 //! that breaks a target or its reader is seen at once. The targets themselves are compiled in, under a macro of
@@ -36,12 +37,13 @@ targets! {
     corpus_jsonl = "../../fuzz/fuzz_targets/corpus_jsonl.rs",
     pickle = "../../fuzz/fuzz_targets/pickle.rs",
     safetensors = "../../fuzz/fuzz_targets/safetensors.rs",
+    summary = "../../fuzz/fuzz_targets/summary.rs",
     token_stream = "../../fuzz/fuzz_targets/token_stream.rs",
     tokenizer_json = "../../fuzz/fuzz_targets/tokenizer_json.rs",
     torch = "../../fuzz/fuzz_targets/torch.rs",
 }
 
-/// Longest seed whose every bit is turned over; of longer ones every 97th is.
+/// Longest seed that is damaged in every way; longer ones are at every 97th place.
 const SHORT: usize = 400;
 
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
