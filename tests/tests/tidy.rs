@@ -29,7 +29,7 @@ const NOT_OPS: [&str; 1] = ["mod.rs"];
 const CPU_SHARED: [&str; 6] =
     ["gemm.rs", "grouped_softmax.rs", "mod.rs", "real.rs", "storage.rs", "top_k.rs"];
 
-/// Names of directories that are not part of the source.
+/// What is not part of the source (`.git` is a file in a linked worktree).
 const SKIPPED: [&str; 10] = [
     ".git",
     "target",
@@ -56,10 +56,11 @@ fn tree() -> BTreeMap<String, String> {
             let path = entry.expect("an entry").path();
             let name = path.strip_prefix(&root).expect("inside").to_string_lossy().replace('\\', "/");
             let last = name.rsplit('/').next().unwrap_or_default();
+            if SKIPPED.contains(&last) || SKIPPED.contains(&name.as_str()) {
+                continue;
+            }
             if path.is_dir() {
-                if !SKIPPED.contains(&last) && !SKIPPED.contains(&name.as_str()) {
-                    folders.push(path);
-                }
+                folders.push(path);
             } else if last != "Cargo.lock"
                 && let Ok(text) = std::fs::read_to_string(&path)
             {
