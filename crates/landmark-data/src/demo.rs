@@ -16,10 +16,10 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use landmark_formats::atomic::write_atomic;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::atomic;
 use crate::error::{Result, writing};
 
 /// Length of a document, in bytes; some 4,500 tokens.
@@ -50,7 +50,8 @@ pub fn generate_demo_corpus(folder: &Path, seed: u64, bytes: usize) -> Result<()
         draw.0.set_stream(number as u64);
         let text =
             if number % PASSKEY_EVERY == PASSKEY_EVERY - 1 { passkey(&mut draw) } else { story(&mut draw) };
-        atomic::write(&folder.join(split).join(format!("{}.txt", number + 1)), text.as_bytes())?;
+        let path = folder.join(split).join(format!("{}.txt", number + 1));
+        write_atomic(&path, |writer| std::io::Write::write_all(writer, text.as_bytes()))?;
     }
     Ok(())
 }

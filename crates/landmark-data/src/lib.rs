@@ -16,9 +16,8 @@
 //!
 //! Landmarks are unknown here: streams hold ordinary tokens, so that one stream serves every block length.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
-mod atomic;
 mod contain;
 pub mod corpus;
 pub mod dataset;
