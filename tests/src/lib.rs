@@ -9,6 +9,9 @@ use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary};
 use landmark_model::engine::Error;
 use std::path::{Path, PathBuf};
 
+/// Shape and values of a weight.
+pub type Weight = (Vec<usize>, Vec<f32>);
+
 /// Relative error that the fixtures allow.
 pub const FIXTURE_TOLERANCE: f64 = 1e-4;
 
@@ -135,9 +138,7 @@ pub fn gpt_config(name: &str) -> ModelConfig {
 ///
 /// # Panics
 /// When the checkpoint cannot be read.
-pub fn gpt_weights_as_evaluated(
-    name: &str,
-) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+pub fn gpt_weights_as_evaluated(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
     let mut weights = gpt_weights(name);
     move |wanted| {
         let mut found = weights(wanted)?;
@@ -152,7 +153,7 @@ pub fn gpt_weights_as_evaluated(
 ///
 /// # Panics
 /// When the checkpoint cannot be read.
-pub fn gpt_weights(name: &str) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+pub fn gpt_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
     let file = TorchFile::open(&fixture(&format!("{name}/ckpt.pt"))).expect("a checkpoint");
     let weights = file.state_dict(&["model"]).expect("weights");
     move |wanted| {
@@ -193,7 +194,7 @@ pub fn llama_config(name: &str, attention: Attention) -> ModelConfig {
 ///
 /// # Panics
 /// When they cannot be read.
-pub fn hugging_face_weights(name: &str) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+pub fn hugging_face_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
     let file = Tensors::open(&format!("{name}/model.safetensors"));
     move |wanted| Ok(file.has(wanted).then(|| (file.shape(wanted), file.f32(wanted))))
 }

@@ -10,16 +10,6 @@ extern crate self as libfuzzer_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// Makes a target a function `run` of bytes.
-#[macro_export]
-macro_rules! fuzz_target {
-    (|$input:ident: &[u8]| $body:expr) => {
-        pub(crate) fn run($input: &[u8]) {
-            $body
-        }
-    };
-}
-
 macro_rules! targets {
     ($($target:ident = $path:literal),* $(,)?) => {
         $(
@@ -41,6 +31,16 @@ targets! {
     token_stream = "../../fuzz/fuzz_targets/token_stream.rs",
     tokenizer_json = "../../fuzz/fuzz_targets/tokenizer_json.rs",
     torch = "../../fuzz/fuzz_targets/torch.rs",
+}
+
+/// Makes a target a function `run` of bytes. It stands below the targets, which import it from `libfuzzer_sys`.
+#[macro_export]
+macro_rules! fuzz_target {
+    (|$input:ident: &[u8]| $body:expr) => {
+        pub(crate) fn run($input: &[u8]) {
+            $body
+        }
+    };
 }
 
 /// Longest seed that is damaged in every way; longer ones are at every 97th place.
