@@ -6,7 +6,7 @@
 //! second pass over tiles would compute them twice.
 
 use super::gemm::{Mat, MatMut, gemm};
-use super::real::{Real, exp_sum, max, sum_exp, vectorised};
+use super::real::{Real, exp_sum, max, vectorised};
 use super::storage::Memory;
 use crate::error::{Error, Result};
 use crate::ops::LinearCrossEntropy;
@@ -17,8 +17,8 @@ use rayon::prelude::*;
 /// every case has several slices and tiles.
 const SLICE: usize = if cfg!(test) { 12 } else { 24 << 20 };
 /// Rows and ids of a tile when there are none: 512 KB in f32.
-const TILE_ROWS: usize = if cfg!(test) { 2 } else { 128 };
-const TILE_IDS: usize = if cfg!(test) { 3 } else { 1024 };
+const TILE_ROWS: usize = if cfg!(test) { 2 } else { 256 };
+const TILE_IDS: usize = if cfg!(test) { 3 } else { 512 };
 
 /// What the rows of logits come down to.
 #[derive(Clone, Copy)]
@@ -61,8 +61,9 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
     let inputs = Inputs { x: &x, weight: &weight, targets, width, vocab };
     let found = match (&op.gradient, &mut gradient) {
         (Some(g), Some((dx, dweight))) => {
+            let wanted = predictions.is_some();
             let scale = T::of(f64::from(g.scale));
-            differentiate(&inputs, scale, g.dweight.add, dx, dweight, &mut logits[..slice * vocab])
+            differentiate(&inputs, scale, g.dweight.add, wanted, dx, dweight, &mut logits[..slice * vocab])
         }
         _ => score(&inputs),
     };
@@ -110,7 +111,7 @@ fn score<T: Real>(inputs: &Inputs<'_, T>) -> Vec<Row<T>> {
                     #[inline(always)]
                     || {
                         for ((row, logits), &target) in
-                            found.iter_mut().zip(tile.chunks_exact(ids)).zip(targets)
+                            found.iter_mut().zip(tile.chunks_exact_mut(ids)).zip(targets)
                         {
                             add_tile(row, logits, first, target);
                         }
@@ -124,18 +125,19 @@ fn score<T: Real>(inputs: &Inputs<'_, T>) -> Vec<Row<T>> {
 
 /// Takes the logits of ids `first ..` into a row's running maximum and sum.
 #[inline(always)]
-fn add_tile<T: Real>(row: &mut Row<T>, logits: &[T], first: usize, target: i32) {
+fn add_tile<T: Real>(row: &mut Row<T>, logits: &mut [T], first: usize, target: i32) {
     let top = max(logits);
     if top > row.top {
         row.sum = row.sum * (row.top - top).exp();
         row.top = top;
         row.best = first as u32 + position(logits, top);
     }
-    row.sum += sum_exp(logits, row.top);
     let target = target as usize;
     if target >= first && target < first + logits.len() {
         row.target = logits[target - first];
     }
+    // Writing the exponentials back costs less than a sum that the compiler does not vectorise.
+    row.sum += exp_sum(logits, row.top);
 }
 
 /// Loss and gradients, a slice of rows at a time.
@@ -143,6 +145,7 @@ fn differentiate<T: Real>(
     inputs: &Inputs<'_, T>,
     scale: T,
     add: bool,
+    predict: bool,
     dx: &mut [T],
     dweight: &mut [T],
     logits: &mut [T],
@@ -162,7 +165,7 @@ fn differentiate<T: Real>(
         found.par_extend(rows.map(|(row, &target)| {
             vectorised(
                 #[inline(always)]
-                || differentiate_row(row, target, share),
+                || differentiate_row(row, target, share, predict),
             )
         }));
         let dlogits = Mat::new(logits, n, vocab);
@@ -176,9 +179,9 @@ fn differentiate<T: Real>(
 
 /// A row of logits becomes `share · (softmax - onehot(target))`, or zeros without a target.
 #[inline(always)]
-fn differentiate_row<T: Real>(row: &mut [T], target: i32, share: T) -> Row<T> {
+fn differentiate_row<T: Real>(row: &mut [T], target: i32, share: T, predict: bool) -> Row<T> {
     let top = max(row);
-    let best = position(row, top);
+    let best = if predict { position(row, top) } else { 0 };
     if target < 0 {
         row.fill(T::ZERO);
         return Row { top, best, sum: T::ONE, target: T::ZERO };
