@@ -9,7 +9,7 @@ const MOST_OBJECTS: usize = 2000;
 /// Bytes of tensors read. A file may hold thousands of tensors of some megabytes each on one small storage.
 const MOST_BYTES: usize = 64 << 20;
 
-pub fn read_all(file: &TorchFile) {
+pub(crate) fn read_all(file: &TorchFile) {
     let mut budget = MOST_BYTES;
     let mut queue = VecDeque::from([file.root()]);
     for _ in 0..MOST_OBJECTS {

@@ -5,9 +5,12 @@
 
 use landmark_formats::safetensors::SafetensorsFile;
 use landmark_formats::torch::TorchFile;
-use landmark_model::config::{Attention, ModelConfig};
+use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary};
 use landmark_model::engine::Error;
 use std::path::{Path, PathBuf};
+
+/// Shape and values of a weight.
+pub type Weight = (Vec<usize>, Vec<f32>);
 
 /// Relative error that the fixtures allow.
 pub const FIXTURE_TOLERANCE: f64 = 1e-4;
@@ -135,9 +138,7 @@ pub fn gpt_config(name: &str) -> ModelConfig {
 ///
 /// # Panics
 /// When the checkpoint cannot be read.
-pub fn gpt_weights_as_evaluated(
-    name: &str,
-) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+pub fn gpt_weights_as_evaluated(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
     let mut weights = gpt_weights(name);
     move |wanted| {
         let mut found = weights(wanted)?;
@@ -152,11 +153,48 @@ pub fn gpt_weights_as_evaluated(
 ///
 /// # Panics
 /// When the checkpoint cannot be read.
-pub fn gpt_weights(name: &str) -> impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, Error> {
+pub fn gpt_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
     let file = TorchFile::open(&fixture(&format!("{name}/ckpt.pt"))).expect("a checkpoint");
     let weights = file.state_dict(&["model"]).expect("weights");
     move |wanted| {
         let found = weights.iter().find(|(name, _)| name == wanted);
         Ok(found.map(|(_, meta)| (meta.shape().to_vec(), file.tensor(meta).expect("weights").to_f32())))
     }
+}
+
+/// Configuration of one of the LLaMA fixtures, straight from its config.json.
+///
+/// # Panics
+/// When that is not as expected.
+pub fn llama_config(name: &str, attention: Attention) -> ModelConfig {
+    let config = json(&format!("{name}/config.json"));
+    let number = |key: &str| config[key].as_u64().expect(key) as usize;
+    let (width, heads) = (number("hidden_size"), number("num_attention_heads"));
+    ModelConfig {
+        family: Family::Llama,
+        vocab_size: number("vocab_size"),
+        width,
+        layers: number("num_hidden_layers"),
+        heads,
+        kv_heads: number("num_key_value_heads"),
+        head_dim: width / heads,
+        hidden: number("intermediate_size"),
+        norm: Norm::Rms(config["rms_norm_eps"].as_f64().expect("rms_norm_eps") as f32),
+        mlp: Mlp::SwiGlu,
+        bias: false,
+        tied: false,
+        rotary: Rotary { pairs: false, theta: config["rope_theta"].as_f64().expect("rope_theta") },
+        attention,
+        landmark_id: config["mem_id"].as_u64().unwrap_or(0) as u32,
+        context: number("max_position_embeddings"),
+    }
+}
+
+/// A function that finds the weights of a LLaMA fixture by name, for `Engine::load`.
+///
+/// # Panics
+/// When they cannot be read.
+pub fn hugging_face_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
+    let file = Tensors::open(&format!("{name}/model.safetensors"));
+    move |wanted| Ok(file.has(wanted).then(|| (file.shape(wanted), file.f32(wanted))))
 }

@@ -10,22 +10,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder could not be read.
-    #[error("cannot read {}: {source}; check that the path exists and that you may read it", path.display())]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file could not be written.
-    #[error("cannot write {}: {source}; check the free space and that you may write there", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The system refused to read or write a file or folder.
+    #[error(transparent)]
+    File(#[from] landmark_formats::Error),
     /// A compressed file ended early or is damaged.
     #[error("{}, after line {line}: damaged or cut short ({source}); fetch or compress the file again", path.display())]
     Damaged {
@@ -120,10 +107,10 @@ pub enum Error {
 
 /// For `map_err`: a read error of `path`.
 pub(crate) fn reading(path: &Path) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Read { path: path.into(), source }
+    |source| landmark_formats::Error::io(path, "read", source).into()
 }
 
 /// For `map_err`: a write error of `path`.
 pub(crate) fn writing(path: &Path) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Write { path: path.into(), source }
+    |source| landmark_formats::Error::io(path, "write", source).into()
 }

@@ -16,9 +16,9 @@
 //!
 //! Landmarks are unknown here: streams hold ordinary tokens, so that one stream serves every block length.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
-mod atomic;
+mod contain;
 pub mod corpus;
 pub mod dataset;
 pub mod demo;
@@ -28,6 +28,7 @@ mod hash;
 pub mod prepare;
 pub mod stream;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use corpus::Corpus;
 pub use dataset::{DatasetInfo, Split, SplitInfo, TokenType};
@@ -36,3 +37,4 @@ pub use error::{Error, Result};
 pub use prepare::{PrepareOptions, Progress, Summary, prepare};
 pub use stream::TokenStream;
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerInfo};
+pub use vocabulary::learn_vocabulary;

@@ -4,27 +4,21 @@
 //! The format is the released program's: token ids, little-endian, nothing else. Ids are checked when they are read,
 //! not when the file is opened; reading all of a large stream first would take minutes.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use landmark_formats::bytes::FileBytes;
 
 use crate::dataset::{DatasetInfo, TokenType};
-use crate::error::{Error, Result, reading};
+use crate::error::{Error, Result};
 
 /// A read-only sequence of token ids.
 pub struct TokenStream {
-    bytes: Bytes,
+    bytes: FileBytes,
     dtype: TokenType,
     /// For messages.
     path: PathBuf,
     vocab_size: Option<u32>,
-}
-
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
 }
 
 impl TokenStream {
@@ -57,20 +51,7 @@ impl TokenStream {
     /// # Errors
     /// If the file cannot be read, is empty or cut off.
     pub fn open_as(path: &Path, dtype: TokenType) -> Result<Self> {
-        let file = File::open(path).map_err(reading(path))?;
-        let found = file.metadata().map_err(reading(path))?;
-        // An empty range cannot be mapped, and a folder can be opened but not read.
-        let bytes = if found.is_dir() {
-            return Err(Error::Stream {
-                path: path.into(),
-                message: "is a folder; name a .bin file in it".into(),
-            });
-        } else if found.len() == 0 {
-            Bytes::Owned(Vec::new())
-        } else {
-            Bytes::Mapped(map(&file).map_err(reading(path))?)
-        };
-        Self::new(bytes, dtype, path)
+        Self::new(FileBytes::open(path)?, dtype, path)
     }
 
     /// A stream in memory; `name` is used in messages.
@@ -78,10 +59,10 @@ impl TokenStream {
     /// # Errors
     /// If `bytes` are empty or cut off.
     pub fn from_bytes(bytes: Vec<u8>, dtype: TokenType, name: &str) -> Result<Self> {
-        Self::new(Bytes::Owned(bytes), dtype, Path::new(name))
+        Self::new(FileBytes::from_vec(name, bytes), dtype, Path::new(name))
     }
 
-    fn new(bytes: Bytes, dtype: TokenType, path: &Path) -> Result<Self> {
+    fn new(bytes: FileBytes, dtype: TokenType, path: &Path) -> Result<Self> {
         let stream = Self { bytes, dtype, path: path.into(), vocab_size: None };
         let length = stream.bytes().len();
         if length == 0 {
@@ -168,10 +149,7 @@ impl TokenStream {
     }
 
     fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Mapped(bytes) => bytes,
-            Bytes::Owned(bytes) => bytes,
-        }
+        self.bytes.as_slice()
     }
 
     fn beyond(&self, start: usize, end: usize) -> Error {
@@ -187,16 +165,6 @@ impl std::fmt::Debug for TokenStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({} {:?} tokens)", self.path.display(), self.len(), self.dtype)
     }
-}
-
-/// Maps a whole file; the crate's only unsafe call.
-#[expect(unsafe_code, reason = "mapping a file is what this module is for, and the call is unsafe by nature")]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is undefined behaviour only if the file changes while it is mapped. Streams are written under
-    // another name and renamed when they are whole, so no writer of ours changes one in place; preparing a data set
-    // again replaces the name and leaves the mapped file as it is. The map is read-only, and its bytes are copied out
-    // as integers of which any value is valid.
-    unsafe { Mmap::map(file) }
 }
 
 #[cfg(test)]
@@ -253,7 +221,7 @@ mod tests {
         assert_eq!(TokenStream::open(&path).unwrap().get(0..2).unwrap(), [7, 8]);
         fs::write(&path, []).unwrap();
         assert!(TokenStream::open(&path).unwrap_err().to_string().contains("is empty"));
-        assert!(TokenStream::open(folder.path()).unwrap_err().to_string().contains("is a folder"));
+        assert!(TokenStream::open(folder.path()).unwrap_err().to_string().contains("not a regular file"));
         assert!(
             TokenStream::open(&folder.path().join("none.bin")).unwrap_err().to_string().contains("none.bin")
         );

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::contain::contain;
 use crate::error::{Error, Result, reading};
 use crate::gpt2::{self, gpt2};
 use crate::hash::sha256_hex;
@@ -80,13 +81,10 @@ impl Tokenizer {
         if json.len() as u64 > MAX_FILE {
             return Err(wrong(format!("more than {MAX_FILE} bytes; this is no tokenizer.json")));
         }
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
-            wrong(format!(
-                "not a tokenizer that can be used ({error}); expected a Hugging Face tokenizer.json"
-            ))
-        })?;
-        tokenizer.with_truncation(None).map_err(|error| wrong(error.to_string()))?.with_padding(None);
-        tokenizer.set_encode_special_tokens(true);
+        let tokenizer =
+            contain(|| read_json(json)).unwrap_or_else(|panic| Err(panic.into())).map_err(|error| {
+                wrong(format!("cannot be used ({error}); expected a Hugging Face tokenizer.json"))
+            })?;
 
         let vocabulary = tokenizer.get_vocab(true);
         let vocab_size = vocabulary.values().max().map_or(0, |&id| id.saturating_add(1));
@@ -138,10 +136,12 @@ impl Tokenizer {
         match &self.kind {
             Kind::Gpt2 => gpt2().encode_ordinary(text, ids),
             Kind::Json(tokenizer) => {
-                let encoding = tokenizer.encode_fast(text, false).map_err(|error| Error::Tokenizer {
-                    name: self.info.name.clone(),
-                    message: format!("cannot encode this text: {error}"),
-                })?;
+                let encoding = contain(|| tokenizer.encode_fast(text, false))
+                    .unwrap_or_else(|panic| Err(panic.into()))
+                    .map_err(|error| Error::Tokenizer {
+                        name: self.info.name.clone(),
+                        message: format!("cannot encode this text: {error}"),
+                    })?;
                 ids.extend_from_slice(encoding.get_ids());
             }
         }
@@ -184,6 +184,14 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// A tokenizer that encodes whole documents, and no name of a special token as that token.
+fn read_json(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
+    tokenizer.with_truncation(None)?.with_padding(None);
+    tokenizer.set_encode_special_tokens(true);
+    Ok(tokenizer)
+}
+
 /// `tokenizers` leaves out ids that it does not know; here they become U+FFFD, as in GPT-2's.
 fn decode_json(tokenizer: &tokenizers::Tokenizer, ids: &[u32], vocab_size: u32) -> String {
     let mut text = String::new();
@@ -192,7 +200,8 @@ fn decode_json(tokenizer: &tokenizers::Tokenizer, ids: &[u32], vocab_size: u32) 
             text.push('\u{FFFD}');
         }
         if !known.is_empty() {
-            text.push_str(&tokenizer.decode(known, false).unwrap_or_else(|_| "\u{FFFD}".into()));
+            let decoded = contain(|| tokenizer.decode(known, false)).ok().and_then(Result::ok);
+            text.push_str(decoded.as_deref().unwrap_or("\u{FFFD}"));
         }
     }
     text
@@ -288,6 +297,10 @@ mod tests {
             let error = Tokenizer::from_json(json.as_bytes(), "t.json", None).unwrap_err().to_string();
             assert!(error.starts_with("t.json: "), "{error}");
         }
+        // The library panics on this one.
+        let decoder = WORDS.replace(r#""decoder":null"#, "\"decoder\":{\"type\":\"Fuse\",\"\u{1}\":0}");
+        let error = Tokenizer::from_json(decoder.as_bytes(), "t.json", None).unwrap_err().to_string();
+        assert!(error.starts_with("t.json: cannot be used ("), "{error}");
         let error = Tokenizer::from_file(Path::new("/nowhere/tokenizer.json"), None).unwrap_err().to_string();
         assert!(error.contains("/nowhere/tokenizer.json"), "{error}");
     }

@@ -28,7 +28,7 @@ const BUFFER: usize = 1 << 20;
 /// [`Error::Io`] with the path, whether `fill` or the file system failed.
 pub fn write_atomic<F>(path: &Path, fill: F) -> Result<()>
 where
-    F: FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+    F: FnOnce(&mut FileWriter) -> io::Result<()>,
 {
     write_atomic_with(path, |writer| fill(writer).map_err(|e| Error::io(path, "write", e)))
 }
@@ -39,17 +39,78 @@ where
 /// What `fill` returns, or [`Error::Io`] with the path.
 pub fn write_atomic_with<F>(path: &Path, fill: F) -> Result<()>
 where
-    F: FnOnce(&mut BufWriter<&mut File>) -> Result<()>,
+    F: FnOnce(&mut FileWriter) -> Result<()>,
 {
-    let directory = parent(path);
-    let mut temporary = builder(path).tempfile_in(directory).map_err(|e| Error::io(path, "create", e))?;
-    let mut buffered = BufWriter::with_capacity(BUFFER, temporary.as_file_mut());
-    fill(&mut buffered)?;
-    buffered.flush().map_err(|e| Error::io(path, "write", e))?;
-    drop(buffered);
-    temporary.as_file().sync_all().map_err(|e| Error::io(path, "write", e))?;
-    temporary.persist(path).map_err(|e| Error::io(path, "rename a temporary file to", e.error))?;
-    sync_directory(directory)
+    let mut writer = FileWriter::create(path)?;
+    fill(&mut writer)?;
+    writer.finish()?.commit()
+}
+
+/// A file that is written under a temporary name, for writers that live longer than a call of [`write_atomic`].
+/// Dropping it deletes it.
+#[derive(Debug)]
+pub struct FileWriter {
+    buffered: BufWriter<tempfile::NamedTempFile>,
+    target: PathBuf,
+}
+
+impl FileWriter {
+    /// Starts a file that is to appear at `target`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory cannot be written to.
+    pub fn create(target: &Path) -> Result<Self> {
+        let temporary =
+            builder(target).tempfile_in(parent(target)).map_err(|e| Error::io(target, "create", e))?;
+        Ok(FileWriter { buffered: BufWriter::with_capacity(BUFFER, temporary), target: target.to_path_buf() })
+    }
+
+    /// Brings everything to disk. What is left is the rename, so that several files can be made to appear at
+    /// nearly one moment.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk fails or is full.
+    pub fn finish(self) -> Result<FinishedFile> {
+        let FileWriter { buffered, target } = self;
+        let written = |source| Error::io(&target, "write", source);
+        let temporary = buffered.into_inner().map_err(|e| written(e.into_error()))?;
+        temporary.as_file().sync_all().map_err(written)?;
+        Ok(FinishedFile { temporary, target })
+    }
+}
+
+impl Write for FileWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffered.write(bytes)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.buffered.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.buffered.flush()
+    }
+}
+
+/// A whole file on the disk that has no name of its own yet. Dropping it deletes it.
+#[derive(Debug)]
+pub struct FinishedFile {
+    temporary: tempfile::NamedTempFile,
+    target: PathBuf,
+}
+
+impl FinishedFile {
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the name is that of a directory, or the disk fails.
+    pub fn commit(self) -> Result<()> {
+        self.temporary
+            .persist(&self.target)
+            .map_err(|e| Error::io(&self.target, "rename a temporary file to", e.error))?;
+        sync_directory(parent(&self.target))
+    }
 }
 
 /// A directory that is filled under a temporary name and then appears under its own. Dropping it without

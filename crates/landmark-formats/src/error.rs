@@ -87,8 +87,8 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) fn io(path: &std::path::Path, action: &'static str, source: io::Error) -> Self {
+    /// The error of a system call on `path`; `action` is a verb, as in "cannot open x".
+    pub fn io(path: &std::path::Path, action: &'static str, source: io::Error) -> Self {
         Error::Io { file: path.display().to_string(), action, source }
     }
 

@@ -22,7 +22,7 @@ pub struct EvalSettings {
 pub struct Averages {
     losses: Vec<f64>,
     correct: usize,
-    /// Tokens scored.
+    /// Tokens with a target.
     tokens: usize,
     chunks: Vec<(f64, usize)>,
 }
@@ -83,7 +83,7 @@ pub async fn evaluate_batch<B: Backend>(
         let hits =
             read.predictions.iter().zip(&chunk.targets).filter(|&(&p, &t)| i64::from(p) == i64::from(t));
         averages.correct += hits.count();
-        averages.tokens += chunk.tokens.len();
+        averages.tokens += chunk.targets.iter().filter(|&&target| target >= 0).count();
         if averages.chunks.len() <= index {
             averages.chunks.push((0.0, 0));
         }

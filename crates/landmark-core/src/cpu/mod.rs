@@ -11,7 +11,6 @@
 //!
 //! Results do not depend on timing: work is cut by fixed sizes, and partial sums are added in order.
 
-mod attention;
 mod copy;
 mod cross_entropy;
 mod dropout;
@@ -19,6 +18,7 @@ mod elementwise;
 mod embed;
 mod gemm;
 mod grouped_softmax;
+mod landmark_attention;
 mod matmul;
 mod memory;
 mod norm;
@@ -175,8 +175,8 @@ fn run_op<T: Real>(op: &Op, m: &mut Memory<'_, T>) -> Result<()> {
         Op::Fill(op) => copy::fill(op, m),
         Op::Gelu(op) => elementwise::gelu(op, m),
         Op::GeluBackward(op) => elementwise::gelu_backward(op, m),
-        Op::LandmarkAttention(op) => attention::forward(op, m),
-        Op::LandmarkAttentionBackward(op) => attention::backward(op, m),
+        Op::LandmarkAttention(op) => landmark_attention::forward(op, m),
+        Op::LandmarkAttentionBackward(op) => landmark_attention::backward(op, m),
         Op::LandmarkScores(op) => memory::landmark_scores(op, m),
         Op::LinearCrossEntropy(op) => return cross_entropy::linear_cross_entropy(op, m),
         Op::Matmul(op) => matmul::matmul(op, m),

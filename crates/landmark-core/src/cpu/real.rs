@@ -224,6 +224,18 @@ pub(super) fn exp_sum<T: Real>(a: &mut [T], shift: T) -> T {
     sum(a)
 }
 
+/// Sum of `exp(x - shift)`.
+#[inline(always)]
+pub(super) fn sum_exp<T: Real>(a: &[T], shift: T) -> T {
+    reduce(
+        a.len(),
+        T::ZERO,
+        #[inline(always)]
+        |sum, i| sum + (a[i] - shift).exp(),
+        |x, y| x + y,
+    )
+}
+
 /// `f((index, row))` for every row of a matrix with `cols` columns, in parallel.
 pub(super) fn for_rows<T: Real>(matrix: &mut [T], cols: usize, f: impl Fn((usize, &mut [T])) + Sync) {
     // A few thousand elements a task, or the hand-over costs more than the row.

@@ -4,15 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
+use landmark_formats::atomic::{FileWriter, FinishedFile, write_atomic};
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use super::Encoded;
-use crate::atomic;
 use crate::dataset::{self, DatasetInfo, Settings, Split, SplitInfo, TokenType};
 use crate::error::{Error, Result, writing};
 use crate::hash::hex;
@@ -20,7 +19,7 @@ use crate::hash::hex;
 /// The streams being written, and their folder.
 pub(super) struct Output {
     folder: PathBuf,
-    streams: BTreeMap<Split, StreamWriter<BufWriter<NamedTempFile>>>,
+    streams: BTreeMap<Split, StreamWriter<FileWriter>>,
 }
 
 /// What the folder holds already, if that is complete and was made with these settings.
@@ -75,9 +74,8 @@ impl Output {
             if streams.contains_key(&split) {
                 continue;
             }
-            let file = atomic::temporary(folder).map_err(writing(folder))?;
-            let writer = BufWriter::with_capacity(1 << 20, file);
-            streams.insert(split, StreamWriter::new(writer, folder.join(split.file_name()), dtype));
+            let path = folder.join(split.file_name());
+            streams.insert(split, StreamWriter::new(FileWriter::create(&path)?, path, dtype));
         }
         Ok(Self { folder: folder.into(), streams })
     }
@@ -130,8 +128,8 @@ impl Output {
         // From here until the new dataset.json is there, the folder does not claim to be complete.
         let json_path = self.folder.join(dataset::FILE_NAME);
         remove(&json_path)?;
-        for (file, path) in finished {
-            file.persist(&path).map_err(|error| writing(&path)(error.error))?;
+        for file in finished {
+            file.commit()?;
         }
         for split in Split::ALL {
             if !info.splits.contains_key(&split) {
@@ -140,7 +138,7 @@ impl Output {
         }
         let mut json = serde_json::to_vec_pretty(info).map_err(|error| writing(&json_path)(error.into()))?;
         json.push(b'\n');
-        atomic::write(&json_path, &json)
+        Ok(write_atomic(&json_path, |writer| writer.write_all(&json))?)
     }
 }
 
@@ -185,12 +183,10 @@ impl<W: Write> StreamWriter<W> {
     }
 }
 
-impl StreamWriter<BufWriter<NamedTempFile>> {
+impl StreamWriter<FileWriter> {
     /// Brings the stream to disk; what is left is to rename it.
-    fn finish(self) -> Result<(NamedTempFile, PathBuf)> {
-        let file = self.writer.into_inner().map_err(|error| writing(&self.path)(error.into_error()))?;
-        file.as_file().sync_all().map_err(writing(&self.path))?;
-        Ok((file, self.path))
+    fn finish(self) -> Result<FinishedFile> {
+        Ok(self.writer.finish()?)
     }
 }
 
@@ -218,6 +214,9 @@ mod tests {
         let mut stream = StreamWriter::new(Full(5), "out/train.bin".into(), TokenType::Uint16);
         stream.write(&[1, 2, 3, 4], true).unwrap();
         let error = stream.write(&[1, 2, 3, 4], true).unwrap_err().to_string();
-        assert!(error.starts_with("cannot write out/train.bin: ") && error.contains("free space"), "{error}");
+        assert!(
+            error.starts_with("cannot write out/train.bin: ") && error.contains("the disk is full"),
+            "{error}"
+        );
     }
 }
