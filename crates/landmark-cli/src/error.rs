@@ -85,6 +85,9 @@ pub enum Error {
     /// A model that cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] landmark_model::engine::Error),
+    /// Text that cannot be generated.
+    #[error(transparent)]
+    Generate(#[from] landmark_model::generate::Error),
     /// A file of a known format that cannot be read or written.
     #[error(transparent)]
     Formats(#[from] landmark_formats::Error),

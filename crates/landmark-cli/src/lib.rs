@@ -12,9 +12,12 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod checkpoint;
 pub mod commands;
 pub mod device;
 pub mod error;
+pub mod evaluation;
+pub mod machine;
 pub mod python;
 pub mod report;
 pub mod settings;

@@ -1,9 +1,11 @@
 //! Keeps the panics of a library that we feed with files from outside.
 //!
-//! `tokenizers` answers most malformed files with an error, but not all: fuzzing finds `expect`s in its readers and
-//! index arithmetic in its models that a crafted file reaches. Checking all of that beforehand would mean to write
-//! the library's readers again. So its panics are caught here and become errors, and nobody is told of a panic that
-//! was caught: the hook that prints them is passed over while the calling thread is inside.
+//! `tokenizers` answers most malformed files with an error, but not all: a fuzzer soon found an `expect` behind which
+//! any unusual decoder ends, and there are more of its kind, in readers and models. Checking everything beforehand
+//! would mean to write the library's readers again. So its panics are caught here and become errors. The hook that
+//! reports panics is passed over while the calling thread is inside, since an error will tell the story.
+//!
+//! This needs panics that unwind, as they do unless a profile says otherwise.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};

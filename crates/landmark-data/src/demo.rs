@@ -6,7 +6,8 @@
 //!   name, and a thing made of something, all drawn anew for each document. From then on they are mentioned again
 //!   and again, at distances from a few dozen to several thousand tokens; without the earlier mention, a value is one
 //!   of dozens, with it there is no doubt. Some scenes follow a character that was just there, so that a short
-//!   window has something to learn from; chapters end in questions about anybody, which only a long memory can answer.
+//!   window has something to learn from; chapters end in a gathering and in questions about anybody, which only a long memory
+//!   can foretell. That memory is worth some 0.4 nats a token, half of it beyond 256 tokens.
 //! - **Pass keys.** The prompt of the paper: filler, "The pass key is N. Remember it. N is the pass key.", filler, and
 //!   "What is the pass key? The pass key is N.", asked again after stretches of filler of very different length.
 //!
@@ -171,7 +172,7 @@ struct Person {
 
 /// Within a document no two characters share a value, so that each value has one key and each key one value.
 fn cast(draw: &mut Draw) -> Vec<Person> {
-    let size = 6 + draw.below(3);
+    let size = 13 + draw.below(3);
     let (women, men) = (draw.several(size, &WOMEN), draw.several(size, &MEN));
     let (surnames, trades) = (draw.several(size, &SURNAMES), draw.several(size, &TRADES));
     let (villages, animals) = (draw.several(size, &VILLAGES), draw.several(size, &ANIMALS));
@@ -199,34 +200,40 @@ fn story(draw: &mut Draw) -> String {
     let cast = cast(draw);
     let mut text = String::with_capacity(DOCUMENT_BYTES + 2000);
     introduce(&mut text, &cast);
-    let mut recent = [draw.below(cast.len()), draw.below(cast.len())];
+    let mut recent = [0, 1]; // the cast is in random order
     let mut chapter = 0;
     while text.len() < DOCUMENT_BYTES {
         chapter += 1;
         let _ = writeln!(text, "\nChapter {chapter}\n");
-        for _ in 0..4 + draw.below(4) {
-            let who = if draw.chance(55) { recent[draw.below(2)] } else { draw.below(cast.len()) };
+        for _ in 0..3 + draw.below(3) {
+            let who = if draw.chance(40) { recent[draw.below(2)] } else { draw.below(cast.len()) };
             if who != recent[0] {
                 recent = [who, recent[0]];
             }
             scene(&mut text, draw, &cast[who], &cast[recent[1]]);
         }
-        questions(&mut text, draw, &cast);
+        gathering(&mut text, draw, &cast, recent);
     }
     text
 }
 
 fn introduce(text: &mut String, cast: &[Person]) {
-    for Person { name, pronoun, surname, trade, village, animal, pet, thing, material } in cast {
-        let _ = writeln!(
-            text,
-            "{name} {surname} was a {trade}. {pronoun} lived in {village}. {pronoun} had a {animal} called {pet}. \
-             {pronoun} owned a {thing} made of {material}."
-        );
+    for person in cast {
+        let _ = writeln!(text, "There was {}.", person.portrait());
     }
 }
 
-/// A paragraph about one character, with two to four of the facts.
+impl Person {
+    /// All of the facts in one breath.
+    fn portrait(&self) -> String {
+        let Person { name, surname, trade, village, animal, pet, thing, material, .. } = self;
+        format!(
+            "{name} {surname} of {village}, the {trade}, with a {animal} called {pet} and a {thing} made of {material}"
+        )
+    }
+}
+
+/// A paragraph about one character, with three to five of the facts.
 fn scene(text: &mut String, draw: &mut Draw, who: &Person, other: &Person) {
     let Person { name, pronoun, surname, trade, village, animal, pet, thing, material } = who;
     let time = draw.one(&[
@@ -244,8 +251,7 @@ fn scene(text: &mut String, draw: &mut Draw, who: &Person, other: &Person) {
         "came out of the house",
     ]);
     let _ = write!(text, "{time} {name} {surname} {went}. ");
-    filler(text, draw, pronoun);
-    let facts = 1 + draw.below(3);
+    let facts = 2 + draw.below(3);
     for fact in draw.several(facts, &["trade", "village", "pet", "thing", "other"]) {
         let _ = match fact {
             "trade" => write!(text, "It was a good day to be a {trade}, thought {name}. "),
@@ -267,7 +273,7 @@ fn scene(text: &mut String, draw: &mut Draw, who: &Person, other: &Person) {
             },
             _ => write!(text, "There {name} met {} {}. ", other.name, other.surname),
         };
-        if draw.chance(40) {
+        if draw.chance(20) {
             filler(text, draw, pronoun);
         }
     }
@@ -306,7 +312,12 @@ fn filler(text: &mut String, draw: &mut Draw, pronoun: &str) {
 }
 
 /// The end of a chapter: about anybody, however long ago they were seen.
-fn questions(text: &mut String, draw: &mut Draw, cast: &[Person]) {
+fn gathering(text: &mut String, draw: &mut Draw, cast: &[Person], recent: [usize; 2]) {
+    text.push_str("\nIn the evening they all came together.\n");
+    for _ in 0..6 + draw.below(4) {
+        let who = if draw.chance(20) { recent[draw.below(2)] } else { draw.below(cast.len()) };
+        let _ = writeln!(text, "There was {}.", cast[who].portrait());
+    }
     text.push('\n');
     for _ in 0..3 + draw.below(3) {
         let Person { name, surname, trade, village, animal, pet, thing, material, .. } =

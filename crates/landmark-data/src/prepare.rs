@@ -40,12 +40,13 @@ pub struct PrepareOptions {
     pub dtype: Option<TokenType>,
     /// Replace what the output folder holds.
     pub force: bool,
-    /// Longest line of JSON, and longest document for a tokenizer that must see it whole, in bytes.
+    /// Longest line of JSON, and longest document for a tokenizer that must see it whole, in bytes. A
+    /// `tokenizer.json` takes some 100 bytes of memory for each.
     pub max_document_bytes: usize,
 }
 
 impl PrepareOptions {
-    /// The defaults: 0.5 % for validation, lines and undivided documents of at most 256 MiB.
+    /// The defaults: 0.5 % for validation, lines and undivided documents of at most 64 MiB.
     pub fn new(corpus: Corpus, input: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             corpus,
@@ -54,7 +55,7 @@ impl PrepareOptions {
             validation_fraction: 0.005,
             dtype: None,
             force: false,
-            max_document_bytes: 256 << 20,
+            max_document_bytes: 64 << 20,
         }
     }
 }

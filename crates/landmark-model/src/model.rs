@@ -85,16 +85,21 @@ impl Room {
         let rows = batch.saturating_mul(tokens + 1);
         let cached = batch.saturating_mul(kept).saturating_mul(2 * kv * config.layers as u128);
         let chunk = "--batch-size, --mid-length or --sequence-length";
-        let cache = "--mem-cache-size, --mem-cache-freq, --cache-topk or --batch-size";
-        for (what, numbers, lower) in [
-            ("one activation of a step", rows.saturating_mul(width.max(hidden).max(heads)), chunk),
-            ("the logits of a step", batch.saturating_mul(logits).saturating_mul(vocab), chunk),
-            ("the cache", cached, cache),
-            ("the scores of the cached blocks", rows.saturating_mul(heads * kept.max(top_k).max(1)), cache),
+        let cache = "--mem-cache-size, --cache-topk, --batch-size or the length of the text";
+        // Each with a count that has to fit 32 bits, as positions and ids of rows do.
+        for (what, count, numbers, lower) in [
+            ("the cache", kept.max(top_k), cached, cache),
+            ("one activation of a step", rows, rows.saturating_mul(width.max(hidden).max(heads)), chunk),
+            ("the logits of a step", logits, batch.saturating_mul(logits).saturating_mul(vocab), chunk),
+            (
+                "the scores of the cached blocks",
+                0,
+                rows.saturating_mul(heads * kept.max(top_k).max(1)),
+                cache,
+            ),
         ] {
-            // Positions and ids of rows are counted in 32 bits.
             let bytes = numbers.saturating_mul(4);
-            if bytes > LARGEST || rows.saturating_add(kept).saturating_add(top_k) > 1 << 30 {
+            if bytes > LARGEST || count > 1 << 30 {
                 return Err(ConfigError::TooLarge { what, bytes, lower });
             }
         }

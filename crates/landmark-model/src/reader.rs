@@ -100,6 +100,12 @@ impl<'e, B: Backend> Reader<'e, B> {
         self.length = 0;
     }
 
+    /// Says that the landmarks of the next chunk are regular: one at the end of every `block` positions, row `b`
+    /// beginning `phases[b]` positions into a block. Otherwise they are looked for among the tokens.
+    pub fn place_regularly(&mut self, block: usize, phases: &[u32]) {
+        self.training.blocks = Some((block, phases.to_vec()));
+    }
+
     /// Reads a chunk `(B, n)` with its targets; gives the loss and predictions.
     ///
     /// # Errors

@@ -44,16 +44,16 @@ pub struct GenerateArgs {
     /// Seed of the choice.
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Choice of tokens")]
     pub seed: u64,
-    /// What is remembered [default: mem for landmark models, kv for others].
+    /// What is remembered [default: mem for landmark models, none for others].
     #[arg(long, value_enum, help_heading = "Memory")]
     pub lm_cache: Option<LmCache>,
-    /// Cached blocks (mem) or keys (kv) [default: as many as the text needs].
+    /// Cached blocks (mem) or keys (kv) [default: as many as the text needs; kv: at most the trained context].
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub mem_cache_size: Option<usize>,
     /// Ordinary tokens of a block [default: as trained].
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub mem_cache_freq: Option<usize>,
-    /// Blocks retrieved [default: 5].
+    /// Blocks retrieved [default: 5, or as many as fit the trained context].
     #[arg(long, value_name = "K", help_heading = "Memory")]
     pub cache_topk: Option<usize>,
     /// How finely blocks are chosen [default: per_token_and_head].

@@ -1,9 +1,32 @@
-//! `landmark bench`: flags to settings.
+//! `landmark bench`: the speed of training steps, or of forward passes with the loss, on random tokens.
+//!
+//! A training step is one micro-batch, forward and backward, and the update of every weight.
 
-use crate::args::bench::BenchArgs;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use landmark_core::{Backend, Cpu};
+use landmark_model::batch::Windows;
+use landmark_model::engine::Engine;
+use landmark_model::random::{Purpose, generator};
+use landmark_model::reader::Reader;
+use landmark_model::record::{self, Context, Granularity, Pass, Placement, Update, Want};
+use landmark_model::schedule::Schedule;
+use landmark_model::tokens::Laden;
+use landmark_model::train::{TrainSettings, Trainer};
+use pollster::block_on;
+use rand::RngExt;
+use serde::Serialize;
+
+use crate::args::bench::{BenchArgs, What};
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::report::Report;
-use crate::settings::{RunArgs, check};
+use crate::machine::peak_memory;
+use crate::report::{Report, scaled};
+use crate::settings::{RunArgs, Settings, check, model};
+
+/// How long to measure, if no number of steps is given.
+const DEFAULT_TIME: Duration = Duration::from_secs(20);
 
 /// The settings of the model that is measured. Reads nothing.
 ///
@@ -32,13 +55,161 @@ pub fn settings(args: &BenchArgs) -> Result<RunArgs> {
     Ok(run)
 }
 
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    what: &'static str,
+    /// Median over the measured steps.
+    tokens_per_second: f64,
+    /// Of the fastest step.
+    best_tokens_per_second: f64,
+    steps: usize,
+    tokens_per_step: usize,
+    parameters: usize,
+    /// Floating-point operations of a step, by the programs' own count.
+    flops_per_step: u64,
+    /// By the median.
+    gflops_per_second: f64,
+    threads: usize,
+    peak_memory_bytes: Option<u64>,
+    settings: Settings,
+}
+
 /// Measures speed.
 ///
 /// # Errors
 /// If the flags cannot be followed.
-pub fn run(args: &BenchArgs, _report: &Report) -> Result<()> {
-    settings(args)?;
-    Err(Error::NotWired("bench"))
+pub fn run(args: &BenchArgs, report: &Report) -> Result<()> {
+    let run = settings(args)?;
+    match run.device.select()? {
+        Device::Cpu => run_on(Cpu::<f32>::new(), args, &run, report),
+    }
+}
+
+fn run_on<B: Backend>(backend: B, args: &BenchArgs, run: &RunArgs, report: &Report) -> Result<()> {
+    let windows = windows(run)?;
+    let mut training = model::training(run, Schedule::Constant { rate: 1e-4 });
+    training.micro_batches = 1;
+    let mut room = training.room();
+    if args.what == What::Forward {
+        room.training = None;
+    }
+    let mut engine = Engine::new(backend, model::config(run), room)?;
+    engine.initialise(run.seed)?;
+    let (parameters, flops) = (engine.model().parameter_count(), flops(&engine, args.what, run, &training));
+    let (what, times) = match args.what {
+        What::Forward => ("forward", forward(&mut engine, &windows, run, args.steps, report)?),
+        What::Train => {
+            let mut trainer = Trainer::new(engine, training);
+            let step = |_| Ok(block_on(trainer.step(&windows)).map(|_| ())?);
+            ("train", measure(args.steps, report, step)?)
+        }
+    };
+    let tokens = run.batch_size * run.sequence_length;
+    let median = times[times.len() / 2];
+    let outcome = Outcome {
+        what,
+        tokens_per_second: tokens as f64 / median,
+        best_tokens_per_second: tokens as f64 / times[0],
+        steps: times.len(),
+        tokens_per_step: tokens,
+        parameters,
+        flops_per_step: flops,
+        gflops_per_second: flops as f64 / median / 1e9,
+        threads: rayon::current_num_threads(),
+        peak_memory_bytes: peak_memory(),
+        settings: shape(run),
+    };
+    report.json(&outcome)?;
+    report.print(format!(
+        "{what}: {} tokens/s (median of {} steps; best {}), {:.0} GFLOP/s on {} threads",
+        scaled(outcome.tokens_per_second),
+        outcome.steps,
+        scaled(outcome.best_tokens_per_second),
+        outcome.gflops_per_second,
+        outcome.threads
+    ))
+}
+
+/// Windows of random tokens, with landmarks in them.
+fn windows(run: &RunArgs) -> Result<Windows<Box<[u32]>>> {
+    let mut random = generator(run.seed, Purpose::Corpus, 0, 0);
+    let ordinary = run.landmark_id.max(1);
+    let count = 4 * run.batch_size.saturating_mul(run.sequence_length).clamp(1 << 12, 1 << 24);
+    let tokens: Box<[u32]> = (0..count).map(|_| random.random_range(0..ordinary)).collect();
+    let stream = Laden::new(tokens, run.mem_freq.and_then(NonZeroUsize::new), run.landmark_id);
+    Ok(Windows::new(stream, run.sequence_length, u32::MAX)?)
+}
+
+/// Operations of a step, as the recorded programs count them.
+fn flops<B: Backend>(engine: &Engine<B>, what: What, run: &RunArgs, training: &TrainSettings) -> u64 {
+    let placement = run.mem_freq.map_or(Placement::None, |freq| Placement::Regular { block: freq + 1 });
+    let want = match what {
+        What::Forward => Want::Loss,
+        What::Train => Want::Gradients { scale: 1.0, regularisation: training.regularisation },
+    };
+    let pass =
+        Pass { batch: run.batch_size, tokens: run.sequence_length, placement, context: Context::None, want };
+    let model = engine.model();
+    let update = match what {
+        What::Forward => 0,
+        What::Train => {
+            let update = Update { weight_decay: training.weight_decay, max_norm: training.max_norm };
+            record::update(model, &update).cost().flops
+        }
+    };
+    record::step(model, &pass).cost().flops + update
+}
+
+fn forward<B: Backend>(
+    engine: &mut Engine<B>,
+    windows: &Windows<Box<[u32]>>,
+    run: &RunArgs,
+    steps: Option<u64>,
+    report: &Report,
+) -> Result<Vec<f64>> {
+    measure(steps, report, |step| {
+        let batch = windows.batch(run.seed, Purpose::EvalBatch, step, 0, run.batch_size);
+        let mut reader = Reader::new(engine, batch.batch, Granularity::PerTokenAndHead, None);
+        if let Some(block) = windows.stream().block() {
+            reader.place_regularly(block, &batch.phases);
+        }
+        block_on(reader.score(&batch.tokens, &batch.targets))?;
+        Ok(())
+    })
+}
+
+/// Seconds of each step, sorted; the first step, which compiles, does not count.
+fn measure(steps: Option<u64>, report: &Report, mut step: impl FnMut(u64) -> Result<()>) -> Result<Vec<f64>> {
+    step(0)?;
+    let mut times = Vec::new();
+    let began = Instant::now();
+    let progress = report.progress("measuring", steps.unwrap_or(0), "steps");
+    for index in 1.. {
+        let start = Instant::now();
+        step(index)?;
+        times.push(start.elapsed().as_secs_f64());
+        let done = match steps {
+            Some(steps) => index >= steps,
+            None => began.elapsed() >= DEFAULT_TIME && times.len() >= 3,
+        };
+        if steps.is_some() {
+            progress.at(index, "");
+        }
+        if done {
+            break;
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// The settings that decide how much there is to compute.
+fn shape(run: &RunArgs) -> Settings {
+    let all = run.to_map();
+    let keys =
+        ["model", "n_layer", "n_head", "n_embd", "sequence_length", "batch_size", "vocab_size", "mem_freq"];
+    keys.iter().filter_map(|&key| Some((key.to_owned(), all.get(key)?.clone()))).collect()
 }
 
 #[cfg(test)]

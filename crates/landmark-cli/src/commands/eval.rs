@@ -1,15 +1,19 @@
-//! `landmark eval`: flags and a checkpoint's own settings to settings.
+//! `landmark eval`: flags and a checkpoint's own settings to the settings of one evaluation. Tables are in
+//! [`super::sweep`], the evaluation itself in [`crate::evaluation`].
 
 use std::path::{Path, PathBuf};
 
-use landmark_model::sweep::{self, Dataset, Method, PaperTable, Row};
+use landmark_model::table::{Format, Table};
 
+use super::sweep;
 use crate::args::eval::EvalArgs;
 use crate::args::values::LmCache;
+use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::report::Report;
-use crate::settings::{RunArgs, Settings, check, summary};
+use crate::evaluation::{self, Outcome};
+use crate::report::{Report, scaled};
+use crate::settings::{RunArgs, Settings, check};
 
 /// What is evaluated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +49,17 @@ pub fn settings(args: &EvalArgs, stored: &Settings) -> Result<EvalSettings> {
     if !args.data.is_empty() && !args.given.has("mem_freq") {
         run.mem_freq = None;
     }
+    let mut remarks = Vec::new();
+    let names_cache = args.given.lm_cache.is_some_and(|cache| cache != LmCache::None);
+    if names_cache && args.given.use_cache.is_none() && !run.use_cache {
+        run.use_cache = true;
+        remarks.push(
+            "--lm-cache is given, so the cache is used (--use-cache false evaluates without)".to_owned(),
+        );
+    }
+    if run.use_cache && run.lm_cache == LmCache::Mem && run.mem_freq.is_some() {
+        leave_landmarks_to_the_memory(&mut run, args)?;
+    }
     check::evaluation(&run)?;
     let device = run.device.select()?;
     let stream = match &args.data[..] {
@@ -52,7 +67,6 @@ pub fn settings(args: &EvalArgs, stored: &Settings) -> Result<EvalSettings> {
         [file] => Stream::File(PathBuf::from(file)),
         _ => return Err(Error::flag("--data", "one stream is evaluated at a time", "give one file")),
     };
-    let mut remarks = Vec::new();
     if run.lm_cache != LmCache::None && !run.use_cache {
         remarks.push(
             "--lm-cache is not used without --use-cache: every chunk is evaluated by itself".to_owned(),
@@ -61,156 +75,17 @@ pub fn settings(args: &EvalArgs, stored: &Settings) -> Result<EvalSettings> {
     Ok(EvalSettings { run, stream, device, remarks })
 }
 
-/// The folder of a checkpoint, which holds its summary.json, and the file in it, if one is given.
-///
-/// # Errors
-/// If there is no such file or folder.
-pub fn locate(checkpoint: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    let kind = std::fs::metadata(checkpoint).map_err(|error| Error::io(checkpoint, error))?;
-    if kind.is_dir() {
-        return Ok((checkpoint.to_owned(), None));
+/// The memory puts landmarks in as its blocks fill up; a stream that holds them already would have them twice.
+fn leave_landmarks_to_the_memory(run: &mut RunArgs, args: &EvalArgs) -> Result<()> {
+    if args.given.has("mem_freq") {
+        return Err(Error::flag(
+            "--mem-freq",
+            "the mem cache puts landmarks in itself (--mem-cache-freq), so the stream must not hold them",
+            "give --mem-freq None, or leave it out",
+        ));
     }
-    let folder = checkpoint.parent().filter(|folder| !folder.as_os_str().is_empty());
-    Ok((folder.unwrap_or(Path::new(".")).to_owned(), Some(checkpoint.to_owned())))
-}
-
-/// The names by which `--table` knows checkpoints.
-const TABLE_CHECKPOINTS: [(&str, Dataset, Method); 5] = [
-    ("pg19_landmark", Dataset::Pg19, Method::Landmark),
-    ("pg19_baseline", Dataset::Pg19, Method::Plain),
-    ("pg19_xl", Dataset::Pg19, Method::Xl),
-    ("arxiv_landmark", Dataset::ArxivMath, Method::Landmark),
-    ("arxiv_baseline", Dataset::ArxivMath, Method::Plain),
-];
-
-/// The released flags that a table leaves open, and those that mean nothing to an evaluation.
-const LEFT_OPEN: [&str; 11] = [
-    "batch_size",
-    "eval_sample_size",
-    "mem_cache_freq",
-    "seed",
-    "device",
-    "dtype",
-    "landmark_id",
-    "no_compile",
-    "distributed_backend",
-    "config_format",
-    "max_groups_for_softmax",
-];
-
-/// A sweep over a table of the paper, checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SweepSettings {
-    /// The table.
-    pub table: PaperTable,
-    /// All of its rows, those without a checkpoint included.
-    pub rows: Vec<Row>,
-    /// The checkpoints there are.
-    pub checkpoints: Vec<(Dataset, Method, PathBuf)>,
-    /// Streams given with --data.
-    pub streams: Vec<(Dataset, PathBuf)>,
-    /// Where results are kept.
-    pub output: PathBuf,
-}
-
-impl SweepSettings {
-    /// The checkpoint for a row.
-    pub fn checkpoint(&self, row: &Row) -> Option<&Path> {
-        let matching = self.checkpoints.iter().find(|entry| (entry.0, entry.1) == (row.dataset, row.method));
-        matching.map(|entry| entry.2.as_path())
-    }
-
-    /// The flags of the evaluation of a row: those of the table, under those given that the table leaves
-    /// open.
-    pub fn flags(&self, row: &Row, args: &EvalArgs) -> Result<EvalArgs> {
-        let table = &row.settings;
-        let stream = self.streams.iter().find(|stream| stream.0 == row.dataset);
-        let mut line = ["landmark", "eval", "--mem-freq=None", "--checkpoint=-"].map(String::from).to_vec();
-        let mut set = |flag: &str, value: String| line.extend([format!("--{flag}={value}")]);
-        set("dataset", row.dataset.name().to_owned());
-        set("eval-seq-length", table.eval_seq_length.to_string());
-        set("mid-length", table.mid_length.to_string());
-        set("lm-cache", table.lm_cache.clone());
-        set("use-cache", table.use_cache.to_string());
-        set("cache-selection-method", table.cache_selection_method.name().to_owned());
-        set("positional-encoder", "rotary".to_owned());
-        set("pos-jump-on-mem", "0".to_owned());
-        let optional = |value: Option<usize>| value.map_or("None".to_owned(), |value| value.to_string());
-        set("mem-cache-size", optional(table.mem_cache_size));
-        set("mem-cache-freq", optional(table.mem_cache_freq));
-        set("eval-sample-size", optional(table.eval_sample_size));
-        set("batch-size", table.batch_size.to_string());
-        set("cache-topk", table.cache_topk.unwrap_or(1).to_string());
-        let crate::args::Command::Eval(mut flags) = crate::args::parse(line)?.command else {
-            return Err(Error::NotWired("eval"));
-        };
-        let given = &args.given;
-        flags.given.batch_size = given.batch_size.or(flags.given.batch_size);
-        flags.given.eval_sample_size = given.eval_sample_size.or(flags.given.eval_sample_size);
-        flags.given.mem_cache_freq = given.mem_cache_freq.or(flags.given.mem_cache_freq);
-        flags.given.seed = given.seed;
-        flags.given.device = given.device;
-        flags.given.dtype = given.dtype;
-        flags.given.landmark_id = given.landmark_id;
-        flags.checkpoint =
-            self.checkpoint(row).map(|path| path.to_string_lossy().into_owned()).into_iter().collect();
-        flags.data = stream.map(|stream| stream.1.to_string_lossy().into_owned()).into_iter().collect();
-        flags.common = args.common.clone();
-        Ok(*flags)
-    }
-}
-
-/// Resolves the flags of a sweep. Reads nothing.
-///
-/// # Errors
-/// Names the flag that cannot be followed.
-pub fn sweep_settings(args: &EvalArgs, table: u8) -> Result<SweepSettings> {
-    let table = PaperTable::try_from(table).map_err(|reason| Error::flag("--table", reason, ""))?;
-    refuse_beside_table(args)?;
-    let rows = sweep::rows(table);
-    let mut checkpoints: Vec<(Dataset, Method, PathBuf)> = Vec::new();
-    for entry in &args.checkpoint {
-        let named = entry.split_once('=').and_then(|(name, path)| {
-            let known = TABLE_CHECKPOINTS.iter().find(|known| known.0 == name)?;
-            (!path.is_empty()).then(|| (known.1, known.2, PathBuf::from(path)))
-        });
-        let named = named.ok_or_else(|| {
-            let names = TABLE_CHECKPOINTS.map(|known| known.0).join(", ");
-            let help = format!("with --table give NAME=PATH, NAME being one of {names}");
-            Error::flag("--checkpoint", format!("{entry:?} does not say which checkpoint it is"), help)
-        })?;
-        if checkpoints.iter().any(|other| (other.0, other.1) == (named.0, named.1)) {
-            return Err(Error::flag("--checkpoint", format!("{entry:?} is the second of its name"), ""));
-        }
-        checkpoints.push(named);
-    }
-    let mut streams = Vec::new();
-    for entry in &args.data {
-        let named = entry.split_once('=').and_then(|(name, path)| {
-            let dataset =
-                [Dataset::Pg19, Dataset::ArxivMath].into_iter().find(|known| known.name() == name)?;
-            (!path.is_empty()).then(|| (dataset, PathBuf::from(path)))
-        });
-        let help = "with --table give pg19=FILE or arxivmath=FILE";
-        streams.push(named.ok_or_else(|| {
-            Error::flag("--data", format!("{entry:?} does not say which data set it is"), help)
-        })?);
-    }
-    Ok(SweepSettings { table, rows, checkpoints, streams, output: args.output.clone() })
-}
-
-/// Rows that differ from the paper's in more than their batches would not be rows of the paper.
-fn refuse_beside_table(args: &EvalArgs) -> Result<()> {
-    let given = args.given.names();
-    let closed = given.iter().map(String::as_str).find(|name| !LEFT_OPEN.contains(name));
-    match closed.or(args.data_dir.is_some().then_some("data_dir")) {
-        None => Ok(()),
-        Some(name) => {
-            let flag = format!("--{}", name.replace('_', "-"));
-            let reason = "cannot be combined with --table, whose rows and checkpoints decide it";
-            Err(Error::flag(&flag, reason, "leave it out; --data NAME=FILE gives a stream"))
-        }
-    }
+    run.mem_freq = None;
+    Ok(())
 }
 
 /// Evaluates one checkpoint, or a table of the paper.
@@ -219,20 +94,43 @@ fn refuse_beside_table(args: &EvalArgs) -> Result<()> {
 /// If the flags cannot be followed, the checkpoint cannot be read, or the evaluation fails.
 pub fn run(args: &EvalArgs, report: &Report) -> Result<()> {
     if let Some(table) = args.table {
-        sweep_settings(args, table)?;
-        return Err(Error::NotWired("eval --table"));
+        return sweep::run(args, table, report);
     }
     let [checkpoint] = &args.checkpoint[..] else {
         let help = "give one, or --table with NAME=PATH for each";
         return Err(Error::flag("--checkpoint", "one checkpoint is evaluated at a time", help));
     };
-    let (folder, _file) = locate(Path::new(checkpoint))?;
-    let stored = summary::read(&folder.join(summary::FILE_NAME))?;
-    let settings = settings(args, &stored)?;
+    let checkpoint = Checkpoint::open(Path::new(checkpoint))?;
+    let settings = settings(args, checkpoint.settings())?;
     for remark in &settings.remarks {
         report.warn(remark);
     }
-    Err(Error::NotWired("eval"))
+    let outcome = evaluation::run(&checkpoint, &settings, report)?;
+    report.json(&outcome)?;
+    report.print(for_people(&outcome).trim_end())
+}
+
+/// A result as a table.
+fn for_people(outcome: &Outcome) -> String {
+    let mut table = Table::new(["", "value"]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("loss (nats a token)", format!("{:.4}", outcome.val_loss));
+    row("perplexity", format!("{:.3}", outcome.val_perplexity));
+    row("accuracy", format!("{:.2} %", 100.0 * outcome.val_acc));
+    row("tokens", outcome.tokens.to_string());
+    row("tokens/s", scaled(outcome.tokens_per_second));
+    if let Some(bytes) = outcome.peak_memory_bytes {
+        row("peak memory", format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)));
+    }
+    let mut text = table.render(Format::Text);
+    if outcome.chunk_losses.len() > 1 {
+        let mut chunks = Table::new(["chunk", "loss"]);
+        for (index, loss) in outcome.chunk_losses.iter().enumerate() {
+            chunks.row([(index + 1).to_string(), format!("{loss:.4}")]);
+        }
+        text = text + "\n" + &chunks.render(Format::Text);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -279,55 +177,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unused_cache_is_remarked_upon() {
-        let unused = settings(&eval("--checkpoint a --data b --lm_cache mem"), &stored()).unwrap();
-        assert_eq!(unused.remarks.len(), 1);
+    fn a_named_cache_is_used_unless_refused() {
+        let of =
+            |flags: &str| settings(&eval(&format!("--checkpoint a --data b {flags}")), &stored()).unwrap();
+        let named = of("--lm_cache mem");
+        assert!(named.run.use_cache && named.remarks[0].contains("the cache is used"), "{:?}", named.remarks);
+        let unused = of("--lm_cache mem --use_cache false");
+        assert!(!unused.run.use_cache && unused.remarks[0].contains("is not used"), "{:?}", unused.remarks);
+        assert!(of("").remarks.is_empty() && of("--lm_cache none").remarks.is_empty());
     }
 
+    /// What was in the training data is not put in a second time; what is asked for twice is refused.
     #[test]
-    fn a_table_becomes_evaluations() {
-        let args = eval(
-            "--table 1 --checkpoint pg19_landmark=a --checkpoint arxiv_baseline=b --data pg19=v.bin \
-             --batch_size 2 --mem_cache_freq 7",
-        );
-        let sweep = sweep_settings(&args, 1).unwrap();
-        let possible: Vec<&Row> = sweep.rows.iter().filter(|row| sweep.checkpoint(row).is_some()).collect();
-        assert_eq!(possible.len(), 9 + 2);
-        let first = settings(&sweep.flags(possible[0], &args).unwrap(), &stored()).unwrap();
-        let run = first.run;
-        assert_eq!((run.eval_seq_length, run.mid_length, run.mem_cache_size), (512, 250, Some(10)));
-        assert_eq!((run.batch_size, run.mem_cache_freq, run.cache_topk), (2, Some(7), 2));
-        assert!(run.use_cache && run.lm_cache == LmCache::Mem);
-        assert_eq!(first.stream, Stream::File("v.bin".into()));
-        let plain = sweep.flags(possible[9], &args).unwrap();
-        assert_eq!(plain.given.eval_sample_size.unwrap().0, Some(4_000_000));
-        assert_eq!((plain.given.use_cache, plain.given.lm_cache), (Some(false), Some(LmCache::None)));
-    }
-
-    #[test]
-    fn tables_refuse_what_they_set_and_what_they_cannot_place() {
-        for (flags, flag) in [
-            ("--checkpoint pg19_landmark=a --mid_length 3", "--mid-length"),
-            ("--checkpoint pg19_landmark=a --n_embd 64", "--n-embd"),
-            ("--checkpoint pg19_landmark=a --data-dir d", "--data-dir"),
-            ("--checkpoint a", "--checkpoint"),
-            ("--checkpoint pg19_landmark=", "--checkpoint"),
-            ("--checkpoint pg19_xl=a --checkpoint pg19_xl=b", "--checkpoint"),
-            ("--checkpoint pg19_xl=a --data v.bin", "--data"),
-        ] {
-            let error = sweep_settings(&eval(&format!("--table 2 {flags}")), 2).expect_err(flags);
-            assert!(error.to_string().starts_with(&format!("{flag}: ")), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_checkpoint_is_a_file_or_a_folder() {
-        let temporary = tempfile::tempdir().unwrap();
-        let folder = temporary.path().to_owned();
-        let file = folder.join("ckpt.pt");
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(locate(&folder).unwrap(), (folder.clone(), None));
-        assert_eq!(locate(&file).unwrap(), (folder.clone(), Some(file.clone())));
-        assert!(locate(&folder.join("none")).is_err());
+    fn landmarks_are_put_in_once() {
+        let of = |flags: &str| settings(&eval(&format!("--checkpoint a --lm_cache mem {flags}")), &stored());
+        assert_eq!(of("").unwrap().run.mem_freq, None);
+        assert_eq!(of("--use_cache false").unwrap().run.mem_freq, Some(7));
+        let error = of("--mem_freq 7").unwrap_err().to_string();
+        assert!(error.starts_with("--mem-freq: "), "{error}");
     }
 }

@@ -1,14 +1,32 @@
-//! `landmark generate`: flags to settings.
+//! `landmark generate`: flags to settings, a prompt to tokens, tokens to text as they come.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use landmark_core::{Backend, Cpu};
+use landmark_data::Tokenizer;
+use landmark_model::config::{Attention, ModelConfig};
+use landmark_model::engine::Engine;
+use landmark_model::generate::{self, Generator, fitting_chunk, fitting_top_k};
+use landmark_model::model::CacheShape;
+use landmark_model::reader::PredictAt;
 use landmark_model::sample::Sampling;
+use pollster::block_on;
+use serde::Serialize;
 
 use crate::args::generate::GenerateArgs;
+use crate::args::values::LmCache;
+use crate::checkpoint::{AttentionBias, Checkpoint};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::evaluation::granularity;
+use crate::machine::peak_memory;
 use crate::report::Report;
+use crate::settings::{Given, RunArgs};
+
+/// Blocks retrieved, if the trained context has room for them.
+const DEFAULT_TOP_K: usize = 5;
 
 /// Prompts longer than this are mistakes (a wrong file): about a hundred million tokens.
 const LONGEST_PROMPT: u64 = 512 << 20;
@@ -92,13 +110,141 @@ impl Prompt {
     }
 }
 
+/// The cache that a generation uses, and the chunks in which its prompt is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The cache.
+    pub cache: CacheShape,
+    /// Ordinary tokens of a chunk.
+    pub chunk: usize,
+}
+
+/// Resolves the flags of the memory for a model that was trained with the settings `run`, and a text of `length`
+/// tokens in all.
+///
+/// # Errors
+/// Names the flag that cannot be followed.
+pub fn memory(args: &GenerateArgs, run: &RunArgs, config: &ModelConfig, length: usize) -> Result<Memory> {
+    let is_landmark = config.attention != Attention::Plain;
+    let default = if is_landmark { LmCache::Mem } else { LmCache::None };
+    let chunk = args.mid_length;
+    match args.lm_cache.unwrap_or(default) {
+        LmCache::None => Ok(Memory { cache: CacheShape::None, chunk: config.context }),
+        LmCache::Kv | LmCache::KvTrain => {
+            // Keys farther back than the trained context are of no use to a model that never saw the distance.
+            let positions = args.mem_cache_size.unwrap_or(length.min(config.context));
+            let chunk = chunk.unwrap_or(config.context.min(256)).min(length);
+            Ok(Memory { cache: CacheShape::Kv { positions }, chunk })
+        }
+        LmCache::Mem if !is_landmark => Err(Error::flag(
+            "--lm-cache",
+            "mem finds blocks by their landmarks, and this model has none",
+            "use kv or none for this model",
+        )),
+        LmCache::Mem => {
+            let freq = args.mem_cache_freq.or(run.mem_freq).or(run.mem_cache_freq).ok_or_else(|| {
+                let help = "give the number of ordinary tokens between landmarks that it was trained with";
+                Error::flag("--mem-cache-freq", "the checkpoint does not say how long its blocks are", help)
+            })?;
+            let block = freq.max(1).saturating_add(1);
+            let top_k =
+                args.cache_topk.unwrap_or_else(|| fitting_top_k(config.context, block, DEFAULT_TOP_K));
+            let blocks = args.mem_cache_size.unwrap_or(length / (block - 1) + 1);
+            let chunk = chunk.unwrap_or_else(|| fitting_chunk(config.context, block, top_k)).min(length);
+            Ok(Memory { cache: CacheShape::Mem { blocks, block, top_k }, chunk })
+        }
+    }
+}
+
+/// What a generation gave.
+#[derive(Clone, Debug, Serialize)]
+struct Outcome {
+    new_tokens: Vec<u32>,
+    text: String,
+    prompt_tokens: usize,
+    /// Tokens of the prompt read in each second.
+    prompt_tokens_per_second: f64,
+    /// Tokens generated in each second.
+    tokens_per_second: f64,
+    peak_memory_bytes: Option<u64>,
+}
+
 /// Generates text.
 ///
 /// # Errors
 /// If the flags cannot be followed, the checkpoint cannot be read, or a token cannot be chosen.
-pub fn run(args: &GenerateArgs, _report: &Report) -> Result<()> {
-    settings(args)?;
-    Err(Error::NotWired("generate"))
+pub fn run(args: &GenerateArgs, report: &Report) -> Result<()> {
+    let settings = settings(args)?;
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let tokenizer = match &args.tokenizer {
+        Some(path) => Tokenizer::from_file(path, None)?,
+        None => Tokenizer::gpt2(),
+    };
+    let prompt = match (settings.prompt.text()?, &settings.prompt) {
+        (Some(text), _) => tokenizer.encode_ordinary(&text)?,
+        (None, Prompt::Tokens(tokens)) => tokens.clone(),
+        (None, _) => Vec::new(),
+    };
+    match settings.device {
+        Device::Cpu => run_on(Cpu::<f32>::new(), args, &settings, &checkpoint, &tokenizer, &prompt, report),
+    }
+}
+
+fn run_on<B: Backend>(
+    backend: B,
+    args: &GenerateArgs,
+    settings: &GenerateSettings,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    report: &Report,
+) -> Result<()> {
+    let run = RunArgs::resolve(checkpoint.settings(), &Given::default());
+    let config = checkpoint.config(&run)?;
+    let Memory { cache, chunk } =
+        memory(args, &run, &config, prompt.len().saturating_add(args.max_new_tokens).max(1))?;
+    let how = generate::Settings {
+        sampling: settings.sampling.clone(),
+        seed: args.seed,
+        chunk,
+        selection: granularity(args.cache_selection_method.unwrap_or(run.cache_selection_method)),
+        miss_cutoff: run.rem_cutoff.map(|cutoff| cutoff as f32),
+        // The released GPTs are trained without a loss at landmarks.
+        predict: PredictAt::LastToken,
+    };
+    let mut engine = Engine::new(backend, config.clone(), how.room(&config, cache))?;
+    checkpoint.load(&mut engine, AttentionBias::Keep)?;
+    let mut generator = Generator::new(&mut engine, how);
+    let began = Instant::now();
+    let progress = report.progress("reading the prompt", prompt.len() as u64, "tokens");
+    block_on(generator.read(prompt, |done| progress.at(done as u64, "")))?;
+    drop(progress);
+    let read = began.elapsed().as_secs_f64();
+
+    let began = Instant::now();
+    let mut decoder = tokenizer.decode_stream();
+    let (mut new_tokens, mut text) = (Vec::new(), String::new());
+    for _ in 0..args.max_new_tokens {
+        let token = block_on(generator.next())?;
+        new_tokens.push(token);
+        let piece = decoder.push(token);
+        text += &piece;
+        if !args.no_stream {
+            report.stream(&piece)?;
+        }
+    }
+    let rest = decoder.finish();
+    text += &rest;
+    report.print(if args.no_stream { &text } else { &rest })?;
+    let seconds = began.elapsed().as_secs_f64();
+    report.json(&Outcome {
+        tokens_per_second: new_tokens.len() as f64 / seconds,
+        new_tokens,
+        text,
+        prompt_tokens: prompt.len(),
+        prompt_tokens_per_second: prompt.len() as f64 / read,
+        peak_memory_bytes: peak_memory(),
+    })
 }
 
 #[cfg(test)]
@@ -128,6 +274,29 @@ mod tests {
         for flags in [["--temperature", "-1"], ["--top-k", "0"], ["--top-p", "1.5"], ["--mid-length", "0"]] {
             assert_eq!(resolve(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }
+    }
+
+    /// A model of context 64 and blocks of 8: with k 5, two blocks of 7 tokens are left for a chunk.
+    #[test]
+    fn memories_fit_model_and_text() {
+        let resolve = |model: &str, flags: &str| {
+            let line = format!("landmark generate --checkpoint a {flags}");
+            let Command::Generate(args) = parse(line.split_whitespace()).unwrap().command else { panic!() };
+            let stored = serde_json::json!({"model": model, "n_embd": 64, "n_head": 4, "n_layer": 2,
+                "sequence_length": 64, "mem_freq": 7});
+            let run = RunArgs::resolve(stored.as_object().unwrap(), &Given::default());
+            let config = landmark_model::released::config(&run.to_map()).unwrap();
+            memory(&args, &run, &config, 1000)
+        };
+        let mem = |blocks, block, top_k| CacheShape::Mem { blocks, block, top_k };
+        assert_eq!(resolve("landmark", "").unwrap(), Memory { cache: mem(143, 8, 5), chunk: 14 });
+        let given =
+            resolve("landmark", "--mem_cache_size 9 --mem_cache_freq 3 --cache_topk 2 --mid_length 30");
+        assert_eq!(given.unwrap(), Memory { cache: mem(9, 4, 2), chunk: 30 });
+        assert_eq!(resolve("base", "").unwrap().cache, CacheShape::None);
+        assert_eq!(resolve("landmark", "--lm_cache none").unwrap().cache, CacheShape::None);
+        assert_eq!(resolve("base", "--lm_cache kv").unwrap().cache, CacheShape::Kv { positions: 64 });
+        assert!(resolve("base", "--lm_cache mem").unwrap_err().to_string().starts_with("--lm-cache: "));
     }
 
     #[test]

@@ -1,10 +1,18 @@
-//! `landmark info`: what there is.
+//! `landmark info`: what there is: this machine, a checkpoint, a token stream, or a prepared data set.
 
+use std::path::Path;
+
+use landmark_data::{DatasetInfo, TokenStream, TokenType};
+use landmark_model::table::{Format, Table};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::args::info::InfoArgs;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::python;
 use crate::report::Report;
+use crate::settings::{Given, RunArgs};
 
 /// What `landmark info` says about this machine.
 #[derive(Debug, Serialize)]
@@ -21,9 +29,13 @@ struct Machine {
 /// If the file or folder cannot be read.
 pub fn run(args: &InfoArgs, report: &Report) -> Result<()> {
     args.device.device.select()?;
-    if args.path.is_some() {
-        return Err(Error::NotWired("info PATH"));
+    match &args.path {
+        None => machine(args, report),
+        Some(path) => described(path, report),
     }
+}
+
+fn machine(args: &InfoArgs, report: &Report) -> Result<()> {
     let threads = args.common.threads.or_else(|| std::thread::available_parallelism().ok());
     let machine = Machine {
         version: env!("CARGO_PKG_VERSION"),
@@ -39,4 +51,103 @@ pub fn run(args: &InfoArgs, report: &Report) -> Result<()> {
         machine.devices.join(", ")
     ))?;
     report.json(&machine)
+}
+
+/// A folder with a `dataset.json` is a data set, any other a checkpoint's; a `.bin` is a stream unless it is a zip
+/// file, as PyTorch's are.
+fn described(path: &Path, report: &Report) -> Result<()> {
+    let kind = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
+    if kind.is_dir()
+        && let Some(info) = DatasetInfo::load(path)?
+    {
+        return dataset(path, &info, report);
+    }
+    if path.extension().is_some_and(|extension| extension == "bin") && !is_zip(path)? {
+        return stream(path, report);
+    }
+    checkpoint(path, report)
+}
+
+fn is_zip(path: &Path) -> Result<bool> {
+    use std::io::Read;
+    let mut first = [0; 4];
+    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
+    Ok(file.read_exact(&mut first).is_ok() && first == *b"PK\x03\x04")
+}
+
+fn checkpoint(path: &Path, report: &Report) -> Result<()> {
+    let checkpoint = Checkpoint::open(path)?;
+    let run = RunArgs::resolve(checkpoint.settings(), &Given::default());
+    let config = checkpoint.config(&run)?;
+    let mut weights = checkpoint.weights()?;
+    weights.sort();
+    let parameters: usize = weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let mut table = Table::new(["setting", "value"]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("file", checkpoint.path().display().to_string());
+    row("written by", if checkpoint.is_released() { "the released program" } else { "landmark" }.to_owned());
+    row("iteration", checkpoint.iteration().map_or("-".to_owned(), |step| step.to_string()));
+    row("parameters", parameters.to_string());
+    for (key, value) in checkpoint.settings() {
+        row(key, python::str(value));
+    }
+    report.print(table.render(Format::Text).trim_end())?;
+    report.json(&json!({
+        "kind": "checkpoint",
+        "path": checkpoint.path(),
+        "released": checkpoint.is_released(),
+        "iteration": checkpoint.iteration(),
+        "parameters": parameters,
+        "model": config,
+        "settings": checkpoint.settings(),
+        "weights": weights.into_iter().map(|(name, shape)| (name, json!(shape))).collect::<serde_json::Map<_, _>>(),
+    }))
+}
+
+fn stream(path: &Path, report: &Report) -> Result<()> {
+    let stream = TokenStream::open(path)?;
+    let (mut largest, mut ids) = (0, vec![0; 1 << 16]);
+    for start in (0..stream.len()).step_by(ids.len()) {
+        let count = ids.len().min(stream.len() - start);
+        stream.read(start, &mut ids[..count])?;
+        largest = largest.max(ids[..count].iter().copied().max().unwrap_or(0));
+    }
+    let first = stream.get(0..stream.len().min(16))?;
+    let dtype = if stream.dtype() == TokenType::Uint16 { "uint16" } else { "uint32" };
+    let start: Vec<String> = first.iter().map(u32::to_string).collect();
+    report.print(format!(
+        "{}: {} tokens ({dtype}), the largest {largest}; it begins {}",
+        path.display(),
+        stream.len(),
+        start.join(" ")
+    ))?;
+    report.json(&json!({
+        "kind": "stream",
+        "path": path,
+        "tokens": stream.len(),
+        "dtype": dtype,
+        "largest_token": largest,
+        "first_tokens": first,
+    }))
+}
+
+fn dataset(path: &Path, info: &DatasetInfo, report: &Report) -> Result<()> {
+    let mut table = Table::new(["part", "file", "tokens", "documents"]);
+    for (split, part) in &info.splits {
+        let name = json!(split).as_str().map_or_else(String::new, str::to_owned);
+        table.row([name, part.file.clone(), part.tokens.to_string(), part.documents.to_string()]);
+    }
+    report.print(format!(
+        "{}: {} from {}, tokens of {}\n\n{}",
+        path.display(),
+        info.settings.dataset,
+        info.source,
+        info.settings.tokenizer.name,
+        table.render(Format::Text).trim_end()
+    ))?;
+    let mut all = json!(info);
+    if let Value::Object(fields) = &mut all {
+        fields.insert("kind".to_owned(), json!("dataset"));
+    }
+    report.json(&all)
 }

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod generate;
 pub mod info;
 pub mod prepare;
+pub mod sweep;
 pub mod train;
 
 use std::path::PathBuf;
@@ -19,7 +20,12 @@ use crate::report::Report;
 /// # Errors
 /// Whatever keeps the command from its result.
 pub fn run(cli: &Cli) -> Result<()> {
-    let report = Report::new(cli.command.common());
+    let common = cli.command.common();
+    if let Some(threads) = common.threads {
+        // Fails only where the pool exists already: in a process that runs several commands, such as a test.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+    }
+    let report = Report::new(common);
     match &cli.command {
         Command::Prepare(args) => prepare::run(args, &report),
         Command::Train(args) => train::run(args, &report),

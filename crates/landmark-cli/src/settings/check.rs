@@ -4,6 +4,8 @@
 //! no meaning here and change nothing (`--no_compile`, `--max_groups_for_softmax`) pass; flags that would
 //! change the result and cannot be honoured are refused.
 
+use landmark_model::released;
+
 use super::RunArgs;
 use crate::args::values::{LmCache, Model, OptimizationProcess, PositionalEncoder, SoftmaxFunc};
 use crate::error::{Error, Result};
@@ -70,6 +72,12 @@ fn refused(run: &RunArgs) -> Result<()> {
             "mem is listed by the released program but fails there: no such function exists",
             "use mem_opt, the grouped softmax",
         ));
+    }
+    if run.softmax_func == SoftmaxFunc::IgnoreMem {
+        return Err(Error::flag("--softmax-func", format!("ignore_mem: {}", released::IGNORE_MEM), ""));
+    }
+    if run.softmax_func == SoftmaxFunc::Nomem && run.model == Model::LandmarkWithCmt {
+        return Err(Error::flag("--softmax-func", format!("nomem: {}", released::NOMEM_WITH_MISS), ""));
     }
     Ok(())
 }
@@ -186,6 +194,11 @@ fn cache(run: &RunArgs) -> Result<()> {
         LmCache::Mem if matches!(run.model, Model::Base | Model::BaseRotary) => Err(Error::flag(
             "--lm-cache",
             "mem finds blocks by their landmarks, and a base model has none",
+            "use kv or none for this model",
+        )),
+        LmCache::Mem if run.softmax_func == SoftmaxFunc::Nomem => Err(Error::flag(
+            "--lm-cache",
+            "mem finds blocks by the grouped softmax, and this model was trained with nomem",
             "use kv or none for this model",
         )),
         LmCache::Mem => {

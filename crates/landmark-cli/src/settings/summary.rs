@@ -7,16 +7,13 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use landmark_model::released::{self, LARGEST_SUMMARY};
 
 use super::{RunArgs, Settings, from_object};
 use crate::error::{Error, Result};
 
 /// Name of the file in an experiment's folder. It exists once the run is finished.
 pub const FILE_NAME: &str = "summary.json";
-
-/// More than any summary holds: curves of a million evaluations.
-const LARGEST_FILE: u64 = 64 << 20;
 
 /// Settings of the machine that trained.
 const OF_THE_MACHINE: [&str; 3] = ["device", "dtype", "distributed_backend"];
@@ -32,14 +29,12 @@ pub fn read(path: &Path) -> Result<Settings> {
         reason,
         help: "a summary.json is a JSON object with the settings of the run under \"args\"".to_owned(),
     };
-    if size > LARGEST_FILE {
+    if size > LARGEST_SUMMARY as u64 {
         return Err(refuse(format!("is {size} bytes long, too long for a summary")));
     }
     let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
-    let summary: Value =
-        serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is not JSON: {error}")))?;
-    let args = summary.get("args").and_then(Value::as_object);
-    settings_of(args.ok_or_else(|| refuse("has no object \"args\"".to_owned()))?, path)
+    let args = released::parse_summary(&bytes).map_err(|error| refuse(error.to_string()))?;
+    settings_of(&args, path)
 }
 
 /// The settings among `args`, each checked by the type of its flag. `path` is named in errors.
@@ -69,6 +64,7 @@ mod tests {
     use super::*;
     use crate::args::values::Model;
     use crate::settings::Given;
+    use serde_json::Value;
     use serde_json::json;
 
     fn settings(args: Value) -> Result<Settings> {

@@ -1,15 +1,51 @@
-//! Output matrix and loss, a slice of rows at a time.
+//! Output matrix and loss, without the logits of a whole batch.
+//!
+//! For the loss alone, the vocabulary goes by in tiles: each task holds the logits of a few rows and a
+//! thousand ids, small enough for its cache, and keeps a running maximum and sum for each row. With gradients
+//! the logits of a slice of rows are held whole, become `dloss/dlogits` in place, and feed two products; a
+//! second pass over tiles would compute them twice.
 
 use super::gemm::{Mat, MatMut, gemm};
-use super::real::{Real, exp_sum, for_rows, max};
+use super::real::{Real, exp_sum, max, vectorised};
 use super::storage::Memory;
 use crate::error::{Error, Result};
 use crate::ops::LinearCrossEntropy;
+use rayon::prelude::*;
 
-/// Logits held at a time, in elements: large enough that adding to the whole output matrix once a slice is
-/// small change, small enough that a batch of any size fits. In this crate's own tests every case has several
-/// slices.
+/// Logits held at a time when there are gradients, in elements: large enough that adding to the whole output
+/// matrix once a slice is small change, small enough that a batch of any size fits. In this crate's own tests
+/// every case has several slices and tiles.
 const SLICE: usize = if cfg!(test) { 12 } else { 24 << 20 };
+/// Rows and ids of a tile when there are none: 512 KB in f32.
+const TILE_ROWS: usize = if cfg!(test) { 2 } else { 256 };
+const TILE_IDS: usize = if cfg!(test) { 3 } else { 512 };
+
+/// What the rows of logits come down to.
+#[derive(Clone, Copy)]
+struct Row<T> {
+    /// Largest logit so far, and its id.
+    top: T,
+    best: u32,
+    /// Sum of `exp(logit - top)`.
+    sum: T,
+    /// Logit of the target.
+    target: T,
+}
+
+impl<T: Real> Row<T> {
+    fn loss(&self, target: i32) -> T {
+        if target < 0 { T::ZERO } else { self.top + self.sum.ln() - self.target }
+    }
+}
+
+/// Operands of the op, borrowed.
+struct Inputs<'a, T> {
+    x: &'a [T],
+    weight: &'a [T],
+    targets: &'a [i32],
+    width: usize,
+    vocab: usize,
+}
 
 pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Memory<'_, T>) -> Result<()> {
     let (rows, width, vocab) = (m.rows(op.x), m.cols(op.x), m.rows(op.weight));
@@ -17,67 +53,27 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
         let tensor = m.info(op.targets).name.clone();
         return Err(Error::Index { op: "LinearCrossEntropy", tensor, index: target as u64, limit: vocab });
     }
-    let slice = (SLICE / vocab).clamp(1, rows);
-    // The logits of a slice, then one loss a row.
-    let mut workspace = m.take_workspace(slice * vocab + rows);
-    let (logits, losses) = workspace.split_at_mut(slice * vocab);
-    let mut predictions = op.predictions.map(|t| m.take_u32(t));
+    let slice = if op.gradient.is_some() { (SLICE / vocab).clamp(1, rows) } else { 0 };
+    let mut logits = m.take_workspace(slice * vocab);
     let mut gradient = op.gradient.as_ref().map(|g| (m.take(g.dx), m.take(g.dweight.tensor)));
+    let mut predictions = op.predictions.map(|t| m.take_u32(t));
     let (x, weight, targets) = (m.real(op.x), m.real(op.weight), m.i32(op.targets));
-    let counted = targets.iter().filter(|&&t| t >= 0).count();
-    let share = match (&op.gradient, counted) {
-        (Some(g), 1..) => T::of(f64::from(g.scale) / counted as f64),
-        _ => T::ZERO,
+    let inputs = Inputs { x: &x, weight: &weight, targets, width, vocab };
+    let found = match (&op.gradient, &mut gradient) {
+        (Some(g), Some((dx, dweight))) => {
+            let wanted = predictions.is_some();
+            let scale = T::of(f64::from(g.scale));
+            differentiate(&inputs, scale, g.dweight.add, wanted, dx, dweight, &mut logits[..slice * vocab])
+        }
+        _ => score(&inputs),
     };
-    for first in (0..rows).step_by(slice) {
-        let n = slice.min(rows - first);
-        let x = Mat::new(&x[first * width..][..n * width], n, width);
-        let weight = Mat::new(&weight, vocab, width);
-        let logits = &mut logits[..n * vocab];
-        gemm(MatMut::new(logits, n, vocab), false, T::ONE, x, weight.t(), true);
-        if let Some(predictions) = &mut predictions {
-            for (p, row) in predictions[first..].iter_mut().zip(logits.chunks_exact(vocab)) {
-                let best = max(row);
-                // A row of NaN has no best logit; its loss says so.
-                *p = row.iter().position(|&l| l == best).unwrap_or(0) as u32;
-            }
-        }
-        for (i, loss) in losses[first..first + n].iter_mut().enumerate() {
-            *loss = match targets[first + i] {
-                target @ 0.. => -logits[i * vocab + target as usize],
-                _ => T::ZERO,
-            };
-        }
-        // Each row becomes its softmax, with log(sum) left for the loss.
-        let sums = std::sync::Mutex::new(vec![T::ZERO; n]);
-        for_rows(logits, vocab, |(i, row)| {
-            let target = targets[first + i];
-            if target < 0 {
-                row.fill(T::ZERO);
-                return;
-            }
-            let top = max(row);
-            let sum = exp_sum(row, top);
-            sums.lock().expect("no thread panics while it holds the sums")[i] = top + sum.ln();
-            if op.gradient.is_some() {
-                let scale = share / sum;
-                row.iter_mut().for_each(|p| *p *= scale);
-                row[target as usize] -= share;
-            }
-        });
-        let sums = sums.into_inner().expect("no thread panics while it holds the sums");
-        losses[first..first + n].iter_mut().zip(sums).for_each(|(loss, s)| *loss += s);
-        if let (Some(g), Some((dx, dweight))) = (&op.gradient, &mut gradient) {
-            let dlogits = Mat::new(logits, n, vocab);
-            let dx = &mut dx[first * width..][..n * width];
-            gemm(MatMut::new(dx, n, width), false, T::ONE, dlogits, weight, true);
-            let add = g.dweight.add || first > 0;
-            gemm(MatMut::new(dweight, vocab, width), add, T::ONE, dlogits.t(), x, true);
-        }
+    let counted = targets.iter().filter(|&&t| t >= 0).count();
+    let total: T = found.iter().zip(targets).map(|(row, &target)| row.loss(target)).sum();
+    if let Some(predictions) = &mut predictions {
+        predictions.iter_mut().zip(&found).for_each(|(p, row)| *p = row.best);
     }
-    let total: T = losses[..rows].iter().copied().sum();
     drop((x, weight));
-    m.put_workspace(workspace);
+    m.put_workspace(logits);
     if let (Some(g), Some((dx, dweight))) = (&op.gradient, gradient) {
         m.put(g.dx, dx);
         m.put(g.dweight.tensor, dweight);
@@ -89,6 +85,113 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
     loss[0] = if counted == 0 { T::ZERO } else { total / T::of(counted as f64) };
     m.put(op.loss, loss);
     Ok(())
+}
+
+/// Position of the largest element; a row of NaN has none, and its loss says so.
+fn position<T: Real>(row: &[T], top: T) -> u32 {
+    row.iter().position(|&l| l == top).unwrap_or(0) as u32
+}
+
+/// Loss alone: tiles of the vocabulary, several groups of rows at a time.
+fn score<T: Real>(inputs: &Inputs<'_, T>) -> Vec<Row<T>> {
+    let &Inputs { x, weight, targets, width, vocab } = inputs;
+    let nothing = Row { top: T::NEG_INFINITY, best: 0, sum: T::ZERO, target: T::ZERO };
+    let mut found = vec![nothing; targets.len()];
+    found.par_chunks_mut(TILE_ROWS).enumerate().for_each_init(
+        || vec![T::ZERO; TILE_ROWS * TILE_IDS],
+        |tile, (group, found)| {
+            let n = found.len();
+            let x = Mat::new(&x[group * TILE_ROWS * width..][..n * width], n, width);
+            for first in (0..vocab).step_by(TILE_IDS) {
+                let ids = TILE_IDS.min(vocab - first);
+                let weight = Mat::new(&weight[first * width..][..ids * width], ids, width);
+                gemm(MatMut::new(&mut tile[..n * ids], n, ids), false, T::ONE, x, weight.t(), false);
+                let targets = &targets[group * TILE_ROWS..];
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((row, logits), &target) in
+                            found.iter_mut().zip(tile.chunks_exact_mut(ids)).zip(targets)
+                        {
+                            add_tile(row, logits, first, target);
+                        }
+                    },
+                );
+            }
+        },
+    );
+    found
+}
+
+/// Takes the logits of ids `first ..` into a row's running maximum and sum.
+#[inline(always)]
+fn add_tile<T: Real>(row: &mut Row<T>, logits: &mut [T], first: usize, target: i32) {
+    let top = max(logits);
+    if top > row.top {
+        row.sum = row.sum * (row.top - top).exp();
+        row.top = top;
+        row.best = first as u32 + position(logits, top);
+    }
+    let target = target as usize;
+    if target >= first && target < first + logits.len() {
+        row.target = logits[target - first];
+    }
+    // Writing the exponentials back costs less than a sum that the compiler does not vectorise.
+    row.sum += exp_sum(logits, row.top);
+}
+
+/// Loss and gradients, a slice of rows at a time.
+fn differentiate<T: Real>(
+    inputs: &Inputs<'_, T>,
+    scale: T,
+    add: bool,
+    predict: bool,
+    dx: &mut [T],
+    dweight: &mut [T],
+    logits: &mut [T],
+) -> Vec<Row<T>> {
+    let &Inputs { x, weight, targets, width, vocab } = inputs;
+    let counted = targets.iter().filter(|&&t| t >= 0).count();
+    let share = if counted == 0 { T::ZERO } else { scale / T::of(counted as f64) };
+    let slice = logits.len() / vocab;
+    let weight = Mat::new(weight, vocab, width);
+    let mut found = Vec::with_capacity(targets.len());
+    for (index, targets) in targets.chunks(slice).enumerate() {
+        let (first, n) = (index * slice, targets.len());
+        let x = Mat::new(&x[first * width..][..n * width], n, width);
+        let logits = &mut logits[..n * vocab];
+        gemm(MatMut::new(logits, n, vocab), false, T::ONE, x, weight.t(), true);
+        let rows = logits.par_chunks_exact_mut(vocab).zip(targets);
+        found.par_extend(rows.map(|(row, &target)| {
+            vectorised(
+                #[inline(always)]
+                || differentiate_row(row, target, share, predict),
+            )
+        }));
+        let dlogits = Mat::new(logits, n, vocab);
+        let dx = &mut dx[first * width..][..n * width];
+        gemm(MatMut::new(dx, n, width), false, T::ONE, dlogits, weight, true);
+        let add = add || first > 0;
+        gemm(MatMut::new(dweight, vocab, width), add, T::ONE, dlogits.t(), x, true);
+    }
+    found
+}
+
+/// A row of logits becomes `share · (softmax - onehot(target))`, or zeros without a target.
+#[inline(always)]
+fn differentiate_row<T: Real>(row: &mut [T], target: i32, share: T, predict: bool) -> Row<T> {
+    let top = max(row);
+    let best = if predict { position(row, top) } else { 0 };
+    if target < 0 {
+        row.fill(T::ZERO);
+        return Row { top, best, sum: T::ONE, target: T::ZERO };
+    }
+    let at = row[target as usize];
+    let sum = exp_sum(row, top);
+    let scale = share / sum;
+    row.iter_mut().for_each(|p| *p *= scale);
+    row[target as usize] -= share;
+    Row { top, best, sum, target: at }
 }
 
 #[cfg(test)]
@@ -128,6 +231,38 @@ mod tests {
             }
         }
         (loss, dx, dweight, best)
+    }
+
+    #[test]
+    fn tiles_together_are_the_whole() {
+        const { assert!(super::TILE_IDS < VOCAB && super::TILE_ROWS < ROWS) };
+        let mut layout = Layout::new();
+        let x = layout.add("x", DType::F32, [ROWS, WIDTH]);
+        let weight = layout.add("weight", DType::F32, [VOCAB, WIDTH]);
+        let targets = layout.add("targets", DType::I32, [ROWS]);
+        let loss = layout.add("loss", DType::F32, [1]);
+        let predictions = layout.add("predictions", DType::U32, [ROWS]);
+        let mut r = Recorder::new("tiles", &layout);
+        r.push(LinearCrossEntropy {
+            x,
+            weight,
+            targets,
+            loss,
+            predictions: Some(predictions),
+            gradient: None,
+        });
+        let program = r.finish();
+        let cpu = Cpu::<f64>::new();
+        let mut arena = cpu.allocate(&layout).unwrap();
+        let xs: Vec<f64> = (0..ROWS * WIDTH).map(value).collect();
+        let ws: Vec<f64> = (0..VOCAB * WIDTH).map(|i| value(i + 100) * 3.0).collect();
+        cpu.write_f64(&mut arena, x, &xs).unwrap();
+        cpu.write_f64(&mut arena, weight, &ws).unwrap();
+        cpu.write_f64(&mut arena, targets, &TARGETS.map(f64::from)).unwrap();
+        cpu.run(&mut cpu.compile(&program, &arena).unwrap(), &mut arena).unwrap();
+        let (expected, _, _, best) = naive(&xs, &ws);
+        assert!((cpu.read_f64(&arena, loss)[0] - expected).abs() < 1e-12);
+        assert_eq!(cpu.read_f64(&arena, predictions), best);
     }
 
     #[test]
