@@ -128,7 +128,7 @@ fn score<T: Real>(inputs: &Inputs<'_, T>) -> Vec<Row<T>> {
 fn add_tile<T: Real>(row: &mut Row<T>, logits: &mut [T], first: usize, target: i32) {
     let top = max(logits);
     if top > row.top {
-        row.sum = row.sum * (row.top - top).exp();
+        row.sum *= (row.top - top).exp();
         row.top = top;
         row.best = first as u32 + position(logits, top);
     }
