@@ -94,9 +94,6 @@ pub enum Error {
     /// A corpus, tokenizer or token stream that cannot be used.
     #[error(transparent)]
     Data(#[from] landmark_data::Error),
-    /// A command whose body does not exist yet.
-    #[error("landmark {0} is not yet wired to the model")]
-    NotWired(&'static str),
 }
 
 impl Error {

@@ -297,6 +297,6 @@ mod tests {
     fn errors_are_one_line_and_help_another() {
         let error = Error::flag("--lr", "two\nlines", "do\nthis");
         assert_eq!(failure_text(&error), "error: --lr: two lines\nhelp: do this\n");
-        assert_eq!(failure_text(&Error::NotWired("eval")).lines().count(), 1);
+        assert_eq!(failure_text(&Error::flag("--lr", "no", "")).lines().count(), 1);
     }
 }

@@ -99,7 +99,7 @@ pub fn run<B: Backend>(backend: B, settings: &TrainSettings, report: &Report) ->
     let training = model::training(run, settings.schedule.clone());
     let per_step = training.tokens_per_step();
     std::fs::create_dir_all(&settings.folder).map_err(|e| Error::io(&settings.folder, e))?;
-    let mut engine = Engine::new(backend, model::config(run), training.room())?;
+    let mut engine = Engine::new(backend, model::config(run)?, training.room())?;
     engine.initialise(run.seed)?;
     let count = engine.model().parameter_count();
     report.log(format!(

@@ -94,7 +94,7 @@ fn run_on<B: Backend>(backend: B, args: &BenchArgs, run: &RunArgs, report: &Repo
     if args.what == What::Forward {
         room.training = None;
     }
-    let mut engine = Engine::new(backend, model::config(run), room)?;
+    let mut engine = Engine::new(backend, model::config(run)?, room)?;
     engine.initialise(run.seed)?;
     let (parameters, flops) = (engine.model().parameter_count(), flops(&engine, args.what, run, &training));
     let (what, times) = match args.what {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use landmark_core::Cpu;
 use landmark_data::{Corpus, PrepareOptions, Tokenizer, generate_demo_corpus, learn_vocabulary};
 use landmark_formats::atomic::write_atomic;
-use landmark_formats::safetensors::SafetensorsFile;
 use landmark_model::batch::{EvalRows, NO_LOSS};
 use landmark_model::engine::Engine;
 use landmark_model::evaluate::{Averages, EvalSettings, evaluate_batch};
@@ -24,6 +23,7 @@ use serde::Serialize;
 use super::train::{Start, TrainSettings};
 use crate::args::demo::DemoArgs;
 use crate::args::values::{Model, PositionalEncoder, Scheduler};
+use crate::checkpoint::{AttentionBias, Checkpoint};
 use crate::error::{Error, Result};
 use crate::report::{Report, scaled};
 use crate::settings::{RunArgs, experiment, model, summary};
@@ -216,12 +216,8 @@ fn read(
     let rows = EvalRows::new(stream, length, None)?;
     let room =
         Room { batch: BATCH, tokens: laden_length(chunk, MEM_FREQ + 1), logits: 0, cache, training: None };
-    let mut engine = Engine::new(Cpu::<f32>::new(), model::config(run), room)?;
-    let file = SafetensorsFile::open(checkpoint)?;
-    engine.load(|name| {
-        let tensor = file.contains(name).then(|| file.get(name)).transpose()?;
-        Ok::<_, Error>(tensor.map(|t| (t.shape().to_vec(), t.to_f32())))
-    })?;
+    let mut engine = Engine::new(Cpu::<f32>::new(), model::config(run)?, room)?;
+    Checkpoint::open(checkpoint)?.load(&mut engine, AttentionBias::Keep)?;
     let reading = EvalSettings { chunk, selection: Granularity::PerTokenAndHead, miss_cutoff: None };
     let mut averages = Averages::default();
     let batches = rows.batches(BATCH);

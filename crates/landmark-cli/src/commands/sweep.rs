@@ -95,7 +95,7 @@ impl SweepSettings {
         set("batch-size", table.batch_size.to_string());
         set("cache-topk", table.cache_topk.unwrap_or(1).to_string());
         let crate::args::Command::Eval(mut flags) = crate::args::parse(line)?.command else {
-            return Err(Error::NotWired("eval"));
+            return Err(Error::flag("--table", "its flags are not those of an evaluation", ""));
         };
         let given = &args.given;
         flags.given.batch_size = given.batch_size.or(flags.given.batch_size);

@@ -1,27 +1,24 @@
 //! The model and its training, as the flags of a run describe them.
 
-use landmark_model::config::{Attention, ModelConfig};
+use landmark_model::config::ModelConfig;
 use landmark_model::model::{CacheShape, Optimizer};
 use landmark_model::record::Regularisation;
+use landmark_model::released;
 use landmark_model::schedule::Schedule;
 use landmark_model::train::TrainSettings;
 
 use super::RunArgs;
-use crate::args::values::{self, Accumulation, LmCache, Model, OptimizationProcess, SoftmaxFunc};
+use crate::args::values::{self, Accumulation, LmCache, Model, OptimizationProcess};
+use crate::error::{Error, Result};
 
-/// The model of a run.
-pub fn config(run: &RunArgs) -> ModelConfig {
-    let attention = match (run.model, run.softmax_func) {
-        // As released, `nomem` treats landmarks as tokens like any other.
-        (Model::Base | Model::BaseRotary, _) | (_, SoftmaxFunc::Nomem) => Attention::Plain,
-        (Model::Landmark, _) => Attention::Landmark,
-        (Model::LandmarkWithCmt, _) => Attention::LandmarkWithMiss,
-    };
-    let mut config = ModelConfig::gpt(run.vocab_size, run.n_embd, run.n_layer, run.n_head, attention);
-    config.bias = run.bias;
-    config.landmark_id = run.landmark_id;
-    config.context = run.sequence_length;
-    config
+/// The model of a run: read from its settings as those of a checkpoint are.
+///
+/// # Errors
+/// Names the setting that no model can have.
+pub fn config(run: &RunArgs) -> Result<ModelConfig> {
+    let usage =
+        |error: released::ReleasedError| Error::Parse { message: error.to_string(), help: String::new() };
+    released::config(&run.to_map()).map_err(usage)
 }
 
 /// How the run trains.
