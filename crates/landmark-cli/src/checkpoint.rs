@@ -9,7 +9,7 @@
 //! the `ckpt_N` of the highest `N`.
 //!
 //! Every weight of the model has to be there, and every tensor that is there has to belong to the model, with the
-//! exceptions listed at [`is_derived`]: weights and settings that were mixed up shall be an error, not a model
+//! exceptions listed at `is_derived`: weights and settings that were mixed up shall be an error, not a model
 //! that computes something else.
 
 use std::collections::HashMap;

@@ -5,7 +5,7 @@
 //! Without either, as in the released program, the last `context` tokens are read anew for every token.
 //!
 //! Programs have static shapes, so a window that grows token by token would be compiled anew each time. It is
-//! padded on the right to a multiple of [`PADDING`] instead: no position sees what comes after it.
+//! padded on the right to a multiple of `PADDING` instead: no position sees what comes after it.
 
 use crate::config::{Attention, ModelConfig};
 use crate::engine::{self, Engine};

@@ -2,7 +2,7 @@
 //! there is no GPU.
 //!
 //! One file an op, named as the op. The loops are plain; what makes them fast is a good matrix product
-//! ([`gemm`]), rows in parallel, and an `exp` that the compiler can vectorise ([`real`]). Storage is a buffer
+//! (`gemm`), rows in parallel, and an `exp` that the compiler can vectorise (`real`). Storage is a buffer
 //! for each persistent tensor and for each slot of the memory plan. While an op runs, the buffers that it
 //! writes are taken out of the table and the ones that it reads are borrowed from it, so aliasing is ruled
 //! out by the compiler as well as by the plan.
