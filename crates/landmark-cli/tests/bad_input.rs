@@ -92,7 +92,7 @@ fn streams_that_are_none_are_refused() {
     let mut foreign = [1, 0].repeat(400);
     foreign[301] = 1; // token 257
     run(&foreign, &["val.bin", "token 257", "vocabulary has 128"]);
-    refused(&eval(folder.path(), text(folder.path()), &[]), 1, &["is a folder"]);
+    refused(&eval(folder.path(), text(folder.path()), &[]), 1, &["not a regular file"]);
 }
 
 #[test]

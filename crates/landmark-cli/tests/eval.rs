@@ -16,7 +16,7 @@ const CHANCE_TOLERANCE: f64 = 2e-3;
 /// Chunks of a case before the first in which a choice fell by rounding.
 fn chunks_without_chance(case: &Value, chunks: usize) -> usize {
     let number = |key: &str| case[key].as_u64().unwrap_or(0) as usize;
-    if case["lm_cache"] != "mem" || case["cache_selection_method"] == "max_over_tokens" {
+    if case["lm_cache"] != "mem" {
         return chunks;
     }
     let cached =
