@@ -23,7 +23,7 @@ fn engine<T: Real>(name: &str, room: Room) -> Engine<Cpu<T>> {
 }
 
 fn room(tokens: usize) -> Room {
-    Room { batch: 2, tokens, logits: 0, cache: CacheShape::None, training: None }
+    Room { batch: 2, tokens, logits: 0, cache: CacheShape::None, training: None, lookups: false }
 }
 
 fn reader<T: Real>(engine: &mut Engine<Cpu<T>>) -> Reader<'_, Cpu<T>> {

@@ -23,7 +23,7 @@ fn reader<T: Real>(engine: &mut Engine<Cpu<T>>) -> Reader<'_, Cpu<T>> {
 }
 
 fn room(tokens: usize) -> Room {
-    Room { batch: 2, tokens, logits: tokens, cache: CacheShape::None, training: None }
+    Room { batch: 2, tokens, logits: tokens, cache: CacheShape::None, training: None, lookups: false }
 }
 
 fn logits_are_met<T: Real>(name: &str, attention: Attention, case: &str) {

@@ -159,7 +159,7 @@ fn room(run: &RunArgs, batch: usize) -> Room {
     let chunk = run.mid_length.min(run.eval_seq_length);
     let cache = cache(run);
     let tokens = if let CacheShape::Mem { block, .. } = cache { laden_length(chunk, block) } else { chunk };
-    Room { batch, tokens, logits: 0, cache, training: None }
+    Room { batch, tokens, logits: 0, cache, training: None, lookups: false }
 }
 
 /// The cache that the settings ask for.

@@ -5,9 +5,11 @@
 //! future). So writing and running return at once, and [`Backend::read`] is the only wait.
 
 use crate::error::Result;
+use crate::paging::Paging;
 use crate::program::{Layout, Program};
 use crate::tensor::Tensor;
 use std::future::Future;
+use std::ops::Range;
 
 /// Something that runs programs.
 pub trait Backend: Sized {
@@ -20,7 +22,15 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    fn allocate(&self, layout: &Layout) -> Result<Self::Arena>;
+    fn allocate(&self, layout: &Layout) -> Result<Self::Arena> {
+        self.allocate_within(layout, Paging::default())
+    }
+
+    /// The same, the paged tensors kept where `paging` allows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<Self::Arena>;
 
     /// Plans the scratch storage of a program and makes it ready to run over `arena`.
     ///
@@ -34,7 +44,15 @@ pub trait Backend: Sized {
     /// # Errors
     /// [`Error::Size`](crate::Error::Size) when there are more bytes than the tensor holds, or a broken
     /// element at the end.
-    fn write(&self, arena: &mut Self::Arena, tensor: Tensor, bytes: &[u8]) -> Result<()>;
+    fn write(&self, arena: &mut Self::Arena, tensor: Tensor, bytes: &[u8]) -> Result<()> {
+        self.write_at(arena, tensor, 0, bytes)
+    }
+
+    /// Writes elements from number `first` on. In a paged tensor, `first` and the length are whole pages.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and failures of a page store.
+    fn write_at(&self, arena: &mut Self::Arena, tensor: Tensor, first: usize, bytes: &[u8]) -> Result<()>;
 
     /// Runs a compiled program once.
     ///
@@ -44,4 +62,12 @@ pub trait Backend: Sized {
 
     /// The bytes of a persistent tensor, in its element type, after everything that was run.
     fn read(&self, arena: &Self::Arena, tensor: Tensor) -> impl Future<Output = Result<Vec<u8>>>;
+
+    /// The bytes of some of its elements. In a paged tensor, these are whole pages.
+    fn read_at(
+        &self,
+        arena: &Self::Arena,
+        tensor: Tensor,
+        elements: Range<usize>,
+    ) -> impl Future<Output = Result<Vec<u8>>>;
 }

@@ -46,6 +46,17 @@ pub enum Error {
         /// What they were for.
         what: String,
     },
+    /// Pages of the memory that could not be stored or fetched, in the words of the store.
+    #[error("{0}")]
+    Pages(String),
+    /// The budgets of a paged memory are too small, and there is no file for the rest.
+    #[error(
+        "the landmark memory outgrew its {budget} bytes: raise --host-memory or --device-memory, or give --memory-file FILE for the rest"
+    )]
+    Budget {
+        /// Bytes of pages allowed.
+        budget: u64,
+    },
     /// A device or its driver failed.
     #[error("{0}")]
     Device(String),

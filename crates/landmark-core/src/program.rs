@@ -29,6 +29,8 @@ pub struct Info {
     pub dtype: DType,
     /// Where it lies.
     pub place: Place,
+    /// Elements of a page, where the tensor may be kept in pages: see [`Paging`](crate::paging::Paging).
+    pub page: Option<usize>,
 }
 
 impl Info {
@@ -54,8 +56,28 @@ impl Layout {
     pub fn add(&mut self, name: impl Into<String>, dtype: DType, shape: impl Into<Shape>) -> Tensor {
         let tensor = Tensor(self.tensors.len() as u32);
         let place = Place::Persistent(tensor);
-        self.tensors.push(Info { name: name.into(), shape: shape.into(), dtype, place });
+        self.tensors.push(Info { name: name.into(), shape: shape.into(), dtype, place, page: None });
         tensor
+    }
+
+    /// Adds a persistent tensor that need not be whole in the device's memory: a backend may keep its pages, of
+    /// `page` elements each, elsewhere.
+    pub fn add_paged(
+        &mut self,
+        name: impl Into<String>,
+        dtype: DType,
+        shape: impl Into<Shape>,
+        page: usize,
+    ) -> Tensor {
+        let tensor = self.add(name, dtype, shape);
+        self.tensors[tensor.index()].page = Some(page);
+        tensor
+    }
+
+    /// The tensors that may be kept in pages, in the order of their ids: the order in which
+    /// [`PageId`](crate::paging::PageId) numbers them.
+    pub fn paged(&self) -> impl Iterator<Item = &Info> {
+        self.tensors.iter().filter(|t| t.page.is_some())
     }
 
     /// All of them, in the order of their ids.
@@ -190,7 +212,13 @@ impl Recorder {
 
     /// A new scratch tensor.
     pub fn scratch(&mut self, name: impl Into<String>, dtype: DType, shape: impl Into<Shape>) -> Tensor {
-        self.push_info(Info { name: name.into(), shape: shape.into(), dtype, place: Place::Scratch })
+        self.push_info(Info {
+            name: name.into(),
+            shape: shape.into(),
+            dtype,
+            place: Place::Scratch,
+            page: None,
+        })
     }
 
     /// The first elements of a persistent tensor, seen with another shape.
@@ -206,7 +234,7 @@ impl Recorder {
             base.name,
             base.shape
         );
-        self.push_info(Info { name: base.name, shape, dtype: base.dtype, place: base.place })
+        self.push_info(Info { shape, ..base })
     }
 
     /// Appends an op.

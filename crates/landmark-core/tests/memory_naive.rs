@@ -2,10 +2,15 @@
 
 use landmark_core::backend::Backend;
 use landmark_core::cpu::Real;
-use landmark_core::ops::{Blocks, Heads, LandmarkAttention, MemoryShape, Op, Rope, RopeStyle, Selection};
+use landmark_core::ops::{
+    Blocks, Heads, LandmarkAttention, MemoryShape, Op, Origin, Rope, RopeStyle, Selection,
+};
 use landmark_core::testing::memory::{Chunk, History, MemoryCase, cases};
 use landmark_core::testing::{alter, f32_bytes, i32_bytes, u32_bytes, worst};
-use landmark_core::{Cols, Cpu, DType, Layout, Recorder, plant};
+use landmark_core::{Cols, Cpu, DType, Layout, PageId, PageStore, Paging, Recorder, plant};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Runs all chunks of a case; returns the largest error of any chunk and its number.
 fn run<T: Real>(case: &MemoryCase, plant: impl Fn(&mut Op) -> bool) -> (f64, usize) {
@@ -44,6 +49,95 @@ fn every_chunk_of_every_case_agrees_with_the_definition() {
         // Values are normal numbers, weights sum to 1: rounding of a few hundred operations.
         assert!(error < 1e-12, "{}, chunk {chunk}: {error:e}", case.name);
     }
+}
+
+/// Results and rings of a case, chunk after chunk, run with `paging`, each chunk padded by `padding` rows of rubbish.
+fn bits(case: &MemoryCase, padding: usize, paging: Paging) -> Vec<Vec<f64>> {
+    let cpu = Cpu::<f64>::new();
+    let wide = MemoryCase { chunks: case.chunks.iter().map(|n| n + padding).collect(), ..case.clone() };
+    let (tensors, mut histories) = (wide.tensors(), case.histories());
+    let mut arena = cpu.allocate_within(&tensors.layout, paging).unwrap();
+    for (tensor, bytes) in case.prepare(&tensors, &histories) {
+        cpu.write(&mut arena, tensor, &bytes).unwrap();
+    }
+    let batch = case.memory.batch;
+    let widths = (case.heads * case.memory.head_dim, case.memory.kv_heads * case.memory.head_dim);
+    let pad = |x: &[f64], width: usize| -> Vec<f64> {
+        let rows = x.chunks(x.len() / batch);
+        rows.flat_map(|row| row.iter().copied().chain(vec![1e3; padding * width]).collect::<Vec<f64>>())
+            .collect()
+    };
+    let mut found = Vec::new();
+    for index in 0..case.chunks.len() {
+        let chunk = case.chunk(index);
+        let padded = Chunk {
+            tokens: chunk.tokens + padding,
+            q: pad(&chunk.q, widths.0),
+            k: pad(&chunk.k, widths.1),
+            v: pad(&chunk.v, widths.1),
+        };
+        for (tensor, bytes) in wide.feed(&tensors, &histories, &padded) {
+            cpu.write(&mut arena, tensor, &bytes).unwrap();
+        }
+        cpu.write(&mut arena, tensors.counts, &u32_bytes(&vec![chunk.tokens as u32; batch])).unwrap();
+        let program = wide.record(&tensors, padded.tokens);
+        cpu.run(&mut cpu.compile(&program, &arena).unwrap(), &mut arena).unwrap();
+        let out = cpu.read_f64(&arena, tensors.out);
+        let rows = case.skip() + chunk.tokens;
+        let row = |b: usize| &out[b * (rows + padding) * widths.0..][..rows * widths.0];
+        found.push((0..batch).flat_map(row).copied().collect());
+        case.remember(&mut histories, &chunk);
+    }
+    found
+}
+
+#[test]
+fn padding_changes_nothing() {
+    for case in cases() {
+        let (plain, padded) = (bits(&case, 0, Paging::default()), bits(&case, 3, Paging::default()));
+        for (chunk, (plain, padded)) in plain.iter().zip(&padded).enumerate() {
+            let error = worst(plain, padded);
+            assert!(error < 1e-12, "{}, chunk {chunk}: {error:e}", case.name);
+        }
+    }
+}
+
+/// Pages that were written, and what came of reading them.
+#[derive(Debug, Default)]
+struct Kept {
+    pages: Mutex<HashMap<PageId, Vec<u8>>>,
+    reads: AtomicUsize,
+}
+
+impl PageStore for Kept {
+    fn read(&self, id: PageId, into: &mut [u8]) -> Result<(), String> {
+        if let Some(bytes) = self.pages.lock().unwrap().get(&id) {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            into.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+    fn write(&self, id: PageId, from: &[u8]) -> Result<(), String> {
+        self.pages.lock().unwrap().insert(id, from.to_vec());
+        Ok(())
+    }
+}
+
+/// With room for everything, for a few pages, and for one page, the results are the same to the last bit.
+#[test]
+fn where_pages_lie_changes_no_bit() {
+    let mut fetched = 0;
+    for case in cases() {
+        let whole = bits(&case, 0, Paging::default());
+        for budget in [0, 2000, 1 << 20] {
+            let kept = Arc::new(Kept::default());
+            let store: Arc<dyn PageStore> = kept.clone();
+            let paging = Paging { device: Some(budget), host: Some(0), store: Some(store) };
+            assert!(bits(&case, 0, paging) == whole, "{} within {budget} bytes", case.name);
+            fetched += kept.reads.load(Ordering::Relaxed);
+        }
+    }
+    assert!(fetched > 1000, "only {fetched} pages were fetched");
 }
 
 #[test]
@@ -94,7 +188,15 @@ fn planted_bugs_are_seen() {
 #[test]
 fn with_all_blocks_chosen_retrieval_is_dense_attention() {
     let case = MemoryCase {
-        memory: MemoryShape { batch: 2, blocks: 4, block: 3, top_k: 4, kv_heads: 1, head_dim: 6 },
+        memory: MemoryShape {
+            batch: 2,
+            blocks: 4,
+            block: 3,
+            top_k: 4,
+            kv_heads: 1,
+            head_dim: 6,
+            origin: Origin::BlocksSeen,
+        },
         start: vec![0, 0],
         chunks: vec![4, 1, 5, 2, 6],
         ..cases().into_iter().find(|c| c.name == "each token and head, rows of different lengths").unwrap()

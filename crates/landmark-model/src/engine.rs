@@ -3,7 +3,8 @@
 use crate::config::ModelConfig;
 use crate::model::{Model, Room};
 use crate::record::{self, Pass, Update};
-use landmark_core::{Backend, Tensor};
+use landmark_core::{Backend, Paging, Tensor};
+use std::ops::Range;
 
 /// What can go wrong while a model is loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,16 @@ pub enum Error {
         found: Vec<usize>,
         /// Shape by the configuration.
         expected: Vec<usize>,
+    },
+    /// A token that the model does not have.
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}; use the tokenizer that the model was trained with"
+    )]
+    Token {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab: usize,
     },
     /// A landmark where the memory puts its own.
     #[error(
@@ -71,10 +82,18 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// An impossible configuration, or too little memory.
     pub fn new(backend: B, config: ModelConfig, room: Room) -> Result<Self> {
+        Self::within(backend, config, room, Paging::default())
+    }
+
+    /// The same, the blocks of its memory kept where `paging` allows.
+    ///
+    /// # Errors
+    /// An impossible configuration, or too little memory.
+    pub fn within(backend: B, config: ModelConfig, room: Room, paging: Paging) -> Result<Self> {
         config.validate()?;
         room.validate(&config)?;
         let model = Model::new(config, room);
-        let mut arena = backend.allocate(&model.layout)?;
+        let mut arena = backend.allocate_within(&model.layout, paging)?;
         let frequencies = model.config.rotary.frequencies(model.config.head_dim);
         backend.write(&mut arena, model.inputs.frequencies, bytemuck::cast_slice(&frequencies))?;
         Ok(Engine { backend, model, arena, plans: Vec::new(), update: None })
@@ -138,6 +157,36 @@ impl<B: Backend> Engine<B> {
     pub async fn read<T: bytemuck::Pod>(&self, tensor: Tensor) -> Result<Vec<T>> {
         let bytes = self.backend.read(&self.arena, tensor).await?;
         Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+    }
+
+    /// Reads the first elements of a tensor.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn read_first<T: bytemuck::Pod>(&self, tensor: Tensor, count: usize) -> Result<Vec<T>> {
+        self.read_at(tensor, 0..count).await
+    }
+
+    /// Reads some elements of a tensor; of a paged one, whole pages.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn read_at<T: bytemuck::Pod>(&self, tensor: Tensor, elements: Range<usize>) -> Result<Vec<T>> {
+        let bytes = self.backend.read_at(&self.arena, tensor, elements).await?;
+        Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+    }
+
+    /// Writes elements of a tensor from number `first` on; of a paged one, whole pages.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn write_at<T: bytemuck::NoUninit>(
+        &mut self,
+        tensor: Tensor,
+        first: usize,
+        values: &[T],
+    ) -> Result<()> {
+        Ok(self.backend.write_at(&mut self.arena, tensor, first, bytemuck::cast_slice(values))?)
     }
 
     /// The backend and its storage, for tests that look inside.

@@ -1,8 +1,9 @@
 //! Generation: a prompt of any length is read in chunks, then token by token (spec section 4).
 //!
 //! With a memory, tokens are appended one at a time, and when a block is full its landmark goes through the model
-//! too (the [`Reader`] sees to that); a landmark is never chosen. With a kv cache, likewise without landmarks.
-//! Without either, as in the released program, the last `context` tokens are read anew for every token.
+//! too (the [`Session`] sees to that); a landmark is never chosen. Several prompts of any lengths are read side by
+//! side. With a kv cache, likewise without landmarks, one prompt at a time. Without either, as in the released
+//! program, the last `context` tokens are read anew for every token.
 //!
 //! Programs have static shapes, so a window that grows token by token would be compiled anew each time. It is
 //! padded on the right to a multiple of `PADDING` instead: no position sees what comes after it.
@@ -11,9 +12,10 @@ use crate::config::{Attention, ModelConfig};
 use crate::engine::{self, Engine};
 use crate::model::{CacheShape, Room};
 use crate::random::{Purpose, generator};
-use crate::reader::{PredictAt, Reader, laden_length};
+use crate::reader::{PredictAt, Reader};
 use crate::record::Granularity;
 use crate::sample::{SampleError, Sampling};
+use crate::session::{Fetched, Session, room_for};
 use landmark_core::Backend;
 use rand_chacha::ChaCha8Rng;
 
@@ -35,6 +37,8 @@ pub struct Settings {
     pub miss_cutoff: Option<f32>,
     /// Where the token after a full block is predicted.
     pub predict: PredictAt,
+    /// Whether it is kept which blocks were retrieved.
+    pub lookups: bool,
 }
 
 /// Why no token could be generated.
@@ -49,27 +53,20 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty; give at least one token to continue")]
     Empty,
-    /// A token that the model does not have.
-    #[error(
-        "token {token} of the prompt is outside the model's vocabulary of {vocab}; use the tokenizer that the model was trained with"
-    )]
-    Token {
-        /// The token.
-        token: u32,
-        /// Rows of the embedding.
-        vocab: usize,
-    },
+    /// Settings under which a batch cannot be generated.
+    #[error("{0} prompts at a time need a landmark memory; without one, give one prompt")]
+    Batch(usize),
 }
 
 impl Settings {
-    /// Room that an engine needs to generate with this cache.
-    pub fn room(&self, config: &ModelConfig, cache: CacheShape) -> Room {
+    /// Room that an engine needs to generate from `batch` prompts at a time with this cache.
+    pub fn room(&self, config: &ModelConfig, cache: CacheShape, batch: usize) -> Room {
         let (tokens, logits) = match cache {
             CacheShape::None => (config.context.next_multiple_of(PADDING), PADDING),
             CacheShape::Kv { .. } => (self.chunk, 1),
-            CacheShape::Mem { block, .. } => (laden_length(self.chunk, block), 2),
+            CacheShape::Mem { block, .. } => (room_for(self.chunk, block), 1),
         };
-        Room { batch: 1, tokens, logits, cache, training: None }
+        Room { batch, tokens, logits, cache, training: None, lookups: self.lookups }
     }
 }
 
@@ -85,97 +82,217 @@ pub fn fitting_chunk(context: usize, block: usize, top_k: usize) -> usize {
     (context / block).saturating_sub(top_k + 1).max(1) * (block - 1)
 }
 
-/// Generates one token after another.
+/// Generates one token after another, for one prompt or several.
 pub struct Generator<'e, B: Backend> {
-    reader: Reader<'e, B>,
+    source: Source<'e, B>,
     settings: Settings,
-    random: ChaCha8Rng,
     banned: Vec<u32>,
-    /// The last tokens, at most a context of them, where there is no cache.
-    window: Vec<u32>,
+    rows: Vec<Row>,
+}
+
+/// What reads the tokens.
+enum Source<'e, B: Backend> {
+    Memory(Session<'e, B>),
+    Keys(Reader<'e, B>),
+    /// The last tokens, at most a context of them.
+    Window(Reader<'e, B>, Vec<u32>),
+}
+
+/// One prompt and its continuation.
+struct Row {
+    random: ChaCha8Rng,
     /// Of the token to come; empty before the prompt.
     logits: Vec<f32>,
     /// Chosen, and not yet read.
     chosen: Option<u32>,
+    /// Nothing more is wanted.
+    is_done: bool,
 }
 
 impl<'e, B: Backend> Generator<'e, B> {
-    /// A generator with nothing read yet. The engine has [`Settings::room`].
-    pub fn new(engine: &'e mut Engine<B>, settings: Settings) -> Self {
-        let config = engine.config();
-        let banned = match config.attention {
-            Attention::Plain => Vec::new(),
-            Attention::Landmark | Attention::LandmarkWithMiss => vec![config.landmark_id],
-        };
-        let random = generator(settings.seed, Purpose::Sampling, 0, 0);
-        let reader = Reader::new(engine, 1, settings.selection, settings.miss_cutoff);
-        Generator { reader, settings, random, banned, window: Vec::new(), logits: Vec::new(), chosen: None }
+    /// A generator of `batch` rows with nothing read yet. The engine has [`Settings::room`].
+    ///
+    /// # Errors
+    /// Several rows without a memory.
+    pub fn new(engine: &'e mut Engine<B>, settings: Settings, batch: usize) -> Result<Self, Error> {
+        Self::resume(engine, settings, vec![0; batch])
     }
 
-    /// Reads a prompt, behind what was read before. `progress` is told how many of its tokens are read.
+    /// A generator whose rows' memories hold so many positions already.
+    ///
+    /// # Errors
+    /// Several rows without a memory.
+    pub fn resume(engine: &'e mut Engine<B>, settings: Settings, lengths: Vec<usize>) -> Result<Self, Error> {
+        let banned = match engine.config().attention {
+            Attention::Plain => Vec::new(),
+            Attention::Landmark | Attention::LandmarkWithMiss => vec![engine.config().landmark_id],
+        };
+        let row = |number| Row {
+            random: generator(settings.seed, Purpose::Sampling, number, 0),
+            logits: Vec::new(),
+            chosen: None,
+            is_done: false,
+        };
+        let rows: Vec<Row> = (0..lengths.len() as u64).map(row).collect();
+        let (selection, cutoff) = (settings.selection, settings.miss_cutoff);
+        let source = match engine.model().room.cache {
+            CacheShape::Mem { .. } => {
+                Source::Memory(Session::new(engine, lengths, selection, cutoff, settings.predict))
+            }
+            _ if rows.len() != 1 => return Err(Error::Batch(rows.len())),
+            CacheShape::Kv { .. } => Source::Keys(Reader::new(engine, 1, selection, cutoff)),
+            CacheShape::None => Source::Window(Reader::new(engine, 1, selection, cutoff), Vec::new()),
+        };
+        Ok(Generator { source, settings, banned, rows })
+    }
+
+    fn engine(&mut self) -> &mut Engine<B> {
+        match &mut self.source {
+            Source::Memory(session) => session.engine(),
+            Source::Keys(reader) | Source::Window(reader, _) => reader.engine(),
+        }
+    }
+
+    /// Reads a prompt for each row, behind what was read before. `progress` is told how many tokens of all of them
+    /// are read.
     ///
     /// # Errors
     /// An empty prompt, tokens that the model does not have, landmarks where the memory puts its own.
-    pub async fn read(&mut self, tokens: &[u32], mut progress: impl FnMut(usize)) -> Result<(), Error> {
-        let vocab = self.reader.engine().config().vocab_size;
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::Token { token, vocab });
+    pub async fn read(&mut self, prompts: &[&[u32]], mut progress: impl FnMut(usize)) -> Result<(), Error> {
+        assert_eq!(prompts.len(), self.rows.len(), "a prompt for each row");
+        let vocab = self.engine().config().vocab_size;
+        if let Some(&token) = prompts.iter().copied().flatten().find(|&&token| token as usize >= vocab) {
+            return Err(engine::Error::Token { token, vocab }.into());
         }
-        if tokens.is_empty() {
+        if prompts.iter().any(|prompt| prompt.is_empty()) {
             return Err(Error::Empty);
         }
-        let tokens: Vec<u32> = self.chosen.take().into_iter().chain(tokens.iter().copied()).collect();
-        if self.reader.engine().model().room.cache == CacheShape::None {
-            self.logits = self.slide(&tokens).await?;
-            progress(tokens.len());
+        // What was chosen before and not read yet comes first.
+        let texts: Vec<Vec<u32>> = self
+            .rows
+            .iter_mut()
+            .zip(prompts)
+            .map(|(row, prompt)| row.chosen.take().into_iter().chain(prompt.iter().copied()).collect())
+            .collect();
+        if matches!(self.source, Source::Window(..)) {
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            self.step(&texts).await?;
+            progress(prompts[0].len());
             return Ok(());
         }
         let chunk = self.settings.chunk.max(1);
-        let mut done = 0;
-        while tokens.len() - done > chunk {
-            self.reader.fill(&tokens[done..done + chunk])?;
-            done += chunk;
-            progress(done);
+        let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
+        for start in (0..longest).step_by(chunk) {
+            let end = start + chunk;
+            let piece = |text: &'_ Vec<u32>| text.get(start..text.len().min(end)).unwrap_or(&[]).to_vec();
+            let pieces: Vec<Vec<u32>> = texts.iter().map(piece).collect();
+            let pieces: Vec<&[u32]> = pieces.iter().map(Vec::as_slice).collect();
+            // Logits are wanted of a row's last chunk.
+            if texts.iter().any(|text| (start + 1..=end).contains(&text.len())) {
+                self.step(&pieces).await?;
+            } else {
+                match &mut self.source {
+                    Source::Memory(session) => session.fill(&pieces)?,
+                    Source::Keys(reader) | Source::Window(reader, _) => reader.fill(pieces[0])?,
+                }
+            }
+            progress(texts.iter().map(|text| text.len().min(end)).sum());
         }
-        self.logits = self.reader.logits(&tokens[done..], self.settings.predict).await?;
-        progress(tokens.len());
         Ok(())
     }
 
-    /// The next token. It is read when the one after it is asked for.
+    /// Reads a piece for each row; rows with an empty one keep their logits.
+    async fn step(&mut self, pieces: &[&[u32]]) -> Result<(), Error> {
+        let found = match &mut self.source {
+            Source::Memory(session) => session.logits(pieces).await?,
+            Source::Keys(reader) => vec![Some(reader.logits(pieces[0], self.settings.predict).await?)],
+            Source::Window(reader, window) => vec![Some(slide(reader, window, pieces[0]).await?)],
+        };
+        for (row, logits) in self.rows.iter_mut().zip(found) {
+            if let Some(logits) = logits {
+                row.logits = logits;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next token of every row that is not done. They are read when the ones after them are asked for.
     ///
     /// # Errors
     /// No prompt was read, logits that are no numbers, failures of the backend.
-    pub async fn next(&mut self) -> Result<u32, Error> {
-        if let Some(token) = self.chosen.take() {
-            self.logits = match self.reader.engine().model().room.cache {
-                CacheShape::None => self.slide(&[token]).await?,
-                _ => self.reader.logits(&[token], self.settings.predict).await?,
-            };
+    pub async fn next(&mut self) -> Result<Vec<Option<u32>>, Error> {
+        let pieces: Vec<Vec<u32>> = self
+            .rows
+            .iter_mut()
+            .map(|row| if row.is_done { Vec::new() } else { row.chosen.take().into_iter().collect() })
+            .collect();
+        if pieces.iter().any(|piece| !piece.is_empty()) {
+            let pieces: Vec<&[u32]> = pieces.iter().map(Vec::as_slice).collect();
+            self.step(&pieces).await?;
         }
-        if self.logits.is_empty() {
-            return Err(Error::Empty);
+        let mut next = Vec::with_capacity(self.rows.len());
+        for row in &mut self.rows {
+            if row.is_done {
+                next.push(None);
+                continue;
+            }
+            if row.logits.is_empty() {
+                return Err(Error::Empty);
+            }
+            let token = self.settings.sampling.choose(&row.logits, &self.banned, &mut row.random)?;
+            row.chosen = Some(token);
+            next.push(Some(token));
         }
-        let token = self.settings.sampling.choose(&self.logits, &self.banned, &mut self.random)?;
-        self.chosen = Some(token);
-        Ok(token)
+        Ok(next)
     }
 
-    /// Logits after the window, moved on by `tokens`.
-    async fn slide(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
-        let config = self.reader.engine().config();
-        let (context, vocab) = (config.context, config.vocab_size);
-        // Any token will do behind the window, but a landmark would add a block.
-        let padding = u32::from(config.landmark_id == 0);
-        self.window.extend_from_slice(tokens);
-        self.window.drain(..self.window.len().saturating_sub(context));
-        let length = self.window.len();
-        let mut padded = self.window.clone();
-        padded.resize(length.next_multiple_of(PADDING), padding);
-        let rows = self.reader.all_logits(&padded, PADDING).await?;
-        let last = PADDING - (padded.len() - length) - 1;
-        Ok(rows[last * vocab..(last + 1) * vocab].to_vec())
+    /// Says that nothing more is wanted of a row.
+    pub fn finish(&mut self, row: usize) {
+        self.rows[row].is_done = true;
     }
+
+    /// Logits of which the last token of a row was chosen, or of the one to come.
+    pub fn logits(&self, row: usize) -> &[f32] {
+        &self.rows[row].logits
+    }
+
+    /// What a row fetched to give those logits, by layer and head; empty without a memory.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn lookups(&self, row: usize) -> Result<Vec<Vec<Vec<Fetched>>>, Error> {
+        match &self.source {
+            Source::Memory(session) => Ok(session.lookups(row).await?),
+            Source::Keys(_) | Source::Window(..) => Ok(Vec::new()),
+        }
+    }
+
+    /// Positions stored for each row of a memory, landmarks included.
+    pub fn lengths(&self) -> &[usize] {
+        match &self.source {
+            Source::Memory(session) => session.lengths(),
+            Source::Keys(_) | Source::Window(..) => &[],
+        }
+    }
+}
+
+/// Logits after the window, moved on by `tokens`.
+async fn slide<B: Backend>(
+    reader: &mut Reader<'_, B>,
+    window: &mut Vec<u32>,
+    tokens: &[u32],
+) -> Result<Vec<f32>, Error> {
+    let config = reader.engine().config();
+    let (context, vocab) = (config.context, config.vocab_size);
+    // Any token will do behind the window, but a landmark would add a block.
+    let padding = u32::from(config.landmark_id == 0);
+    window.extend_from_slice(tokens);
+    window.drain(..window.len().saturating_sub(context));
+    let mut padded = window.clone();
+    padded.resize(window.len().next_multiple_of(PADDING), padding);
+    let rows = reader.all_logits(&padded, PADDING).await?;
+    let last = PADDING - (padded.len() - window.len()) - 1;
+    Ok(rows[last * vocab..(last + 1) * vocab].to_vec())
 }
 
 #[cfg(test)]
@@ -205,13 +322,23 @@ mod tests {
             selection: Granularity::PerTokenAndHead,
             miss_cutoff: None,
             predict: PredictAt::LastToken,
+            lookups: false,
         }
     }
 
     fn engine(attention: Attention, cache: CacheShape, settings: &Settings) -> Engine<Cpu<f64>> {
+        batch_engine(attention, cache, settings, 1)
+    }
+
+    fn batch_engine(
+        attention: Attention,
+        cache: CacheShape,
+        settings: &Settings,
+        batch: usize,
+    ) -> Engine<Cpu<f64>> {
         let mut config = ModelConfig::gpt(40, 16, 2, 2, attention);
         (config.landmark_id, config.context) = (LANDMARK, 20);
-        let room = Room { logits: 20, ..settings.room(&config, cache) };
+        let room = Room { logits: 20, ..settings.room(&config, cache, batch) };
         let mut engine = Engine::new(Cpu::new(), config, room).unwrap();
         engine.initialise(3).unwrap();
         // First weights are so small that every token looks like every other.
@@ -226,9 +353,9 @@ mod tests {
 
     fn generate(attention: Attention, cache: CacheShape, settings: Settings, prompt: &[u32]) -> Vec<u32> {
         let mut engine = engine(attention, cache, &settings);
-        let mut generator = Generator::new(&mut engine, settings);
-        wait(generator.read(prompt, |_| ())).unwrap();
-        (0..30).map(|_| wait(generator.next()).unwrap()).collect()
+        let mut generator = Generator::new(&mut engine, settings, 1).unwrap();
+        wait(generator.read(&[prompt], |_| ())).unwrap();
+        (0..30).map(|_| wait(generator.next()).unwrap()[0].unwrap()).collect()
     }
 
     fn prompt(length: u32) -> Vec<u32> {
@@ -296,6 +423,46 @@ mod tests {
         }
     }
 
+    /// Rows of a batch give what they give alone, whatever lies beside them. All blocks are retrieved: where some are
+    /// left out, those of the first layer, whose landmarks are equal but for rounding, would be chosen by rounding,
+    /// which is not the same for products of other shapes.
+    #[test]
+    fn rows_of_a_batch_do_not_see_each_other() {
+        let settings = settings(6);
+        let prompts = [prompt(17), prompt(1), prompt(30), prompt(6)];
+        let all = CacheShape::Mem { blocks: 20, block: 4, top_k: 20 };
+        for selection in [Granularity::PerTokenAndHead, Granularity::MaxOverHeads, Granularity::MaxOverTokens]
+        {
+            let settings = Settings { selection, lookups: true, ..settings.clone() };
+            let alone: Vec<Vec<u32>> =
+                prompts.iter().map(|p| generate(Attention::Landmark, all, settings.clone(), p)).collect();
+            let mut engine = batch_engine(Attention::Landmark, all, &settings, 4);
+            let mut generator = Generator::new(&mut engine, settings, 4).unwrap();
+            let texts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+            wait(generator.read(&texts, |_| ())).unwrap();
+            let mut found = vec![Vec::new(); 4];
+            for step in 0..30 {
+                if step == 10 {
+                    generator.finish(1);
+                }
+                for (row, token) in wait(generator.next()).unwrap().into_iter().enumerate() {
+                    found[row].extend(token);
+                }
+                for row in [0, 2, 3] {
+                    let fetched = wait(generator.lookups(row)).unwrap();
+                    let most = generator.lengths()[row] / 4;
+                    assert!(fetched.iter().flatten().all(|head| head.len() <= most));
+                    let share = |head: &Vec<Fetched>| head.iter().map(|f| f.share).sum::<f32>();
+                    assert!(fetched.iter().flatten().all(|head| (0.0..=1.0001).contains(&share(head))));
+                }
+            }
+            assert_eq!(found[1], alone[1][..10], "{selection:?}");
+            for row in [0, 2, 3] {
+                assert_eq!(found[row], alone[row], "{selection:?}, row {row}");
+            }
+        }
+    }
+
     /// A model that wants nothing but landmarks never gets one.
     #[test]
     fn landmarks_are_never_chosen() {
@@ -306,21 +473,22 @@ mod tests {
             assert!(!tokens.contains(&LANDMARK), "{tokens:?}");
         }
         let mut engine = engine(Attention::Landmark, MEM, &settings);
-        let mut generator = Generator::new(&mut engine, settings);
-        generator.logits = vec![0.0; 40];
-        generator.logits[LANDMARK as usize] = 1e9;
-        assert_ne!(wait(generator.next()).unwrap(), LANDMARK);
+        let mut generator = Generator::new(&mut engine, settings, 1).unwrap();
+        generator.rows[0].logits = vec![0.0; 40];
+        generator.rows[0].logits[LANDMARK as usize] = 1e9;
+        assert_ne!(wait(generator.next()).unwrap(), [Some(LANDMARK)]);
     }
 
     #[test]
     fn impossible_prompts_are_refused() {
         let settings = settings(6);
         let mut engine = engine(Attention::Landmark, MEM, &settings);
-        let mut generator = Generator::new(&mut engine, settings);
+        let mut generator = Generator::new(&mut engine, settings, 1).unwrap();
         assert!(matches!(wait(generator.next()), Err(Error::Empty)));
-        assert!(matches!(wait(generator.read(&[], |_| ())), Err(Error::Empty)));
-        assert!(matches!(wait(generator.read(&[1, 40], |_| ())), Err(Error::Token { token: 40, vocab: 40 })));
-        let refused = wait(generator.read(&[1, LANDMARK], |_| ()));
+        assert!(matches!(wait(generator.read(&[&[]], |_| ())), Err(Error::Empty)));
+        let stranger = wait(generator.read(&[&[1, 40]], |_| ()));
+        assert!(matches!(stranger, Err(Error::Engine(engine::Error::Token { token: 40, vocab: 40 }))));
+        let refused = wait(generator.read(&[&[1, LANDMARK]], |_| ()));
         assert!(matches!(refused, Err(Error::Engine(engine::Error::LandmarkInInput))));
     }
 

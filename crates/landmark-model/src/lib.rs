@@ -14,6 +14,7 @@ pub mod record;
 pub mod released;
 pub mod sample;
 pub mod schedule;
+pub mod session;
 pub mod sweep;
 pub mod table;
 pub mod tokens;

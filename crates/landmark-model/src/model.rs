@@ -3,9 +3,9 @@
 //! One layout serves every program that is recorded over the model. Inputs have room for the largest batch
 //! and chunk asked for; programs of smaller ones look at their first elements.
 
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::{ConfigError, Family, ModelConfig};
 use crate::weights::Weights;
-use landmark_core::ops::MemoryShape;
+use landmark_core::ops::{MemoryShape, Origin};
 use landmark_core::random::SEED_LEN;
 use landmark_core::{DType, Layout, Tensor};
 
@@ -62,6 +62,8 @@ pub struct Room {
     pub cache: CacheShape,
     /// Gradients, and state of an optimiser.
     pub training: Option<Optimizer>,
+    /// Which blocks were retrieved, and with what share, is kept beside the logits.
+    pub lookups: bool,
 }
 
 impl Room {
@@ -126,6 +128,10 @@ pub struct Inputs {
     pub first_key: Tensor,
     /// Positions in the memory `(B)` u32.
     pub lengths: Tensor,
+    /// Positions of each row that are no padding `(B)` u32.
+    pub counts: Tensor,
+    /// Rows of the step, `b · T + t`, whose logits are wanted `(B · rows)` u32.
+    pub wanted: Option<Tensor>,
     /// Seed of the step's random bits.
     pub seed: Tensor,
     /// Zeros `(B)` u32: the ids of context-miss tokens.
@@ -167,6 +173,16 @@ pub enum LayerCache {
     },
 }
 
+/// What one block retrieved in the last step that gave logits.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    /// Cached blocks by number, the oldest first `(B, H, T, k)` u32, [`NO_BLOCK`](landmark_core::ops::NO_BLOCK)
+    /// where there are fewer.
+    pub chosen: Tensor,
+    /// Their shares of the attention `(B, H, T, k)`.
+    pub shares: Tensor,
+}
+
 /// Gradient of a parameter, and the optimiser's state for it with the names under which it is saved.
 #[derive(Clone, Debug)]
 pub struct Trained {
@@ -191,6 +207,8 @@ pub struct Model {
     pub inputs: Inputs,
     /// Cache of each block; empty without one.
     pub caches: Vec<LayerCache>,
+    /// What each block retrieved; empty unless asked for.
+    pub lookups: Vec<Lookup>,
     /// Gradients and optimiser state, in the order of the parameters; empty without training.
     pub trained: Vec<Trained>,
     /// What it was laid out for.
@@ -204,20 +222,25 @@ impl Model {
         let weights = Weights::lay_out(&config, &mut layout);
         let inputs = inputs(&config, &room, &mut layout);
         let caches = (0..config.layers).filter_map(|i| cache(&config, &room, i, &mut layout)).collect();
+        let lookups = (0..config.layers).filter_map(|i| lookup(&config, &room, i, &mut layout)).collect();
         let trained = match room.training {
             None => Vec::new(),
             Some(optimizer) => {
                 weights.parameters.iter().map(|p| trained(p, optimizer, &mut layout)).collect()
             }
         };
-        Model { config, layout, weights, inputs, caches, trained, room }
+        Model { config, layout, weights, inputs, caches, lookups, trained, room }
     }
 
     /// Extents of the memory of `batch` rows, if the model has one.
     pub fn memory(&self, batch: usize) -> Option<MemoryShape> {
         let CacheShape::Mem { blocks, block, top_k } = self.room.cache else { return None };
         let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
-        Some(MemoryShape { batch, blocks, block, top_k, kv_heads, head_dim })
+        let origin = match self.config.family {
+            Family::Gpt => Origin::BlocksSeen,
+            Family::Llama => Origin::BlocksRetrieved,
+        };
+        Some(MemoryShape { batch, blocks, block, top_k, kv_heads, head_dim, origin })
     }
 
     /// Number of trained numbers.
@@ -239,6 +262,8 @@ fn inputs(config: &ModelConfig, room: &Room, layout: &mut Layout) -> Inputs {
         is_landmark: add("is_landmark", DType::U32, &[batch, prefix + tokens]),
         first_key: add("first_key", DType::U32, &[batch]),
         lengths: add("lengths", DType::U32, &[batch]),
+        counts: add("counts", DType::U32, &[batch]),
+        wanted: (logits > 0).then(|| add("wanted", DType::U32, &[batch * logits])),
         seed: add("seed", DType::U32, &[SEED_LEN]),
         miss_tokens: add("miss_tokens", DType::U32, &[batch]),
         frequencies: add("frequencies", DType::F32, &[config.head_dim / 2]),
@@ -252,24 +277,35 @@ fn inputs(config: &ModelConfig, room: &Room, layout: &mut Layout) -> Inputs {
 }
 
 fn cache(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) -> Option<LayerCache> {
-    let mut add =
-        |name: &str, shape: &[usize]| layout.add(format!("cache.{index}.{name}"), DType::F32, shape);
+    let named = |name: &str| format!("cache.{index}.{name}");
     match room.cache {
         CacheShape::None => None,
         CacheShape::Kv { positions } => {
             let shape = [room.batch, positions, config.kv_heads * config.head_dim];
-            Some(LayerCache::Kv { keys: add("keys", &shape), values: add("values", &shape) })
+            let mut add = |name: &str| layout.add(named(name), DType::F32, shape);
+            Some(LayerCache::Kv { keys: add("keys"), values: add("values") })
         }
         CacheShape::Mem { blocks, block, .. } => {
             let ring = [room.batch, blocks + 1, config.kv_heads, block, config.head_dim];
             let landmarks = [room.batch, config.kv_heads, blocks + 1, config.head_dim];
-            Some(LayerCache::Mem {
-                keys: add("keys", &ring),
-                values: add("values", &ring),
-                landmarks: add("landmarks", &landmarks),
-            })
+            // A page is one block of one key head, see `MemoryShape::page`.
+            let mut add =
+                |name: &str| layout.add_paged(named(name), DType::F32, ring, block * config.head_dim);
+            let (keys, values) = (add("keys"), add("values"));
+            let landmarks = layout.add(named("landmarks"), DType::F32, landmarks);
+            Some(LayerCache::Mem { keys, values, landmarks })
         }
     }
+}
+
+fn lookup(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) -> Option<Lookup> {
+    let CacheShape::Mem { blocks, top_k, .. } = room.cache else { return None };
+    if !room.lookups || blocks == 0 || top_k == 0 {
+        return None;
+    }
+    let shape = [room.batch, config.heads, room.tokens, top_k];
+    let mut add = |name: &str, dtype| layout.add(format!("lookup.{index}.{name}"), dtype, shape);
+    Some(Lookup { chosen: add("chosen", DType::U32), shares: add("shares", DType::F32) })
 }
 
 fn trained(parameter: &crate::weights::Parameter, optimizer: Optimizer, layout: &mut Layout) -> Trained {

@@ -18,6 +18,7 @@ pub struct Reader<'e, B: Backend> {
     /// Positions read so far, landmarks included.
     length: usize,
     choice: Choice,
+    predict: PredictAt,
     training: Training,
 }
 
@@ -81,7 +82,14 @@ impl<'e, B: Backend> Reader<'e, B> {
     ) -> Self {
         assert!(batch <= engine.model().room.batch, "a reader of more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
-        Reader { engine, batch, length: 0, choice, training: Training::default() }
+        Reader {
+            engine,
+            batch,
+            length: 0,
+            choice,
+            predict: PredictAt::LastPosition,
+            training: Training::default(),
+        }
     }
 
     /// Positions read so far, landmarks included.
@@ -135,21 +143,14 @@ impl<'e, B: Backend> Reader<'e, B> {
         Ok(f64::from(self.engine.read::<f32>(inputs.loss).await?[0]))
     }
 
-    /// Reads a chunk; gives the logits `(B, V)` of the token after it. The engine needs room for two rows of logits.
+    /// Reads a chunk; gives the logits `(B, V)` of the token after it.
     ///
     /// # Errors
     /// As [`score`](Self::score).
     pub async fn logits(&mut self, tokens: &[u32], predict: PredictAt) -> Result<Vec<f32>> {
-        let count = tokens.len() / self.batch;
-        // A landmark follows at once, so an unfinished block holds ordinary tokens only.
-        let fills = self.engine.model().memory(self.batch).is_some_and(|memory| {
-            count > 0 && (self.length % memory.block + count).is_multiple_of(memory.block - 1)
-        });
-        let rows = if fills && predict == PredictAt::LastToken { 2 } else { 1 };
-        self.run(tokens, &[], Want::Logits { rows })?;
-        let logits = self.read_logits(rows).await?;
-        let vocab = self.engine.config().vocab_size;
-        Ok(logits.chunks_exact(rows * vocab).flat_map(|row| &row[..vocab]).copied().collect())
+        self.predict = predict;
+        self.run(tokens, &[], Want::Logits { rows: 1 })?;
+        self.read_logits(1).await
     }
 
     /// Reads a chunk; gives the logits of its last `rows` positions, `(B, rows, V)`, landmarks included.
@@ -157,6 +158,7 @@ impl<'e, B: Backend> Reader<'e, B> {
     /// # Errors
     /// As [`score`](Self::score).
     pub async fn all_logits(&mut self, tokens: &[u32], rows: usize) -> Result<Vec<f32>> {
+        self.predict = PredictAt::LastPosition;
         self.run(tokens, &[], Want::Logits { rows })?;
         self.read_logits(rows).await
     }
@@ -164,9 +166,7 @@ impl<'e, B: Backend> Reader<'e, B> {
     async fn read_logits(&self, rows: usize) -> Result<Vec<f32>> {
         let model = self.engine.model();
         let tensor = model.inputs.logits.expect("logits of an engine with room for them");
-        let mut logits = self.engine.read::<f32>(tensor).await?;
-        logits.truncate(self.batch * rows * model.config.vocab_size);
-        Ok(logits)
+        self.engine.read_first(tensor, self.batch * rows * model.config.vocab_size).await
     }
 
     /// Reads a chunk into the cache, and nothing else.
@@ -222,9 +222,19 @@ impl<'e, B: Backend> Reader<'e, B> {
             }
             CacheShape::Mem { .. } => {
                 self.engine.write(inputs.lengths, &vec![self.length as u32; self.batch])?;
+                self.engine.write(inputs.counts, &vec![laden.tokens as u32; self.batch])?;
                 (Context::Mem(self.choice), Placement::None)
             }
         };
+        if let (Want::Logits { rows }, Some(wanted)) = (want, inputs.wanted) {
+            let last = match self.predict {
+                PredictAt::LastToken => laden.given[laden.given.len() - 1],
+                PredictAt::LastPosition => laden.tokens - 1,
+            };
+            let row = |b: usize| (0..rows).map(move |i| (b * laden.tokens + last + 1 - rows + i) as u32);
+            let ids: Vec<u32> = (0..self.batch).flat_map(row).collect();
+            self.engine.write(wanted, &ids)?;
+        }
         self.engine.run(&Pass { batch: self.batch, tokens: laden.tokens, placement, context, want })?;
         self.length += laden.tokens;
         Ok(laden)
@@ -272,14 +282,9 @@ impl<'e, B: Backend> Reader<'e, B> {
             return Err(Error::LandmarkInInput);
         }
         let count = tokens.len() / self.batch;
-        let (mut given, mut length) = (Vec::with_capacity(count), 0);
-        for _ in 0..count {
-            given.push(length);
-            length += 1;
-            if (self.length + length) % memory.block == memory.block - 1 {
-                length += 1;
-            }
-        }
+        let given = given_positions(self.length, count, memory.block);
+        let last = given.last().map_or(0, |&last| last + 1);
+        let length = last + usize::from((self.length + last) % memory.block == memory.block - 1);
         let mut ids = vec![landmark; self.batch * length];
         let mut laden_targets = vec![NO_LOSS; self.batch * length];
         for b in 0..self.batch {
@@ -292,6 +297,20 @@ impl<'e, B: Backend> Reader<'e, B> {
         }
         Ok(Laden { tokens: length, ids, targets: laden_targets, given })
     }
+}
+
+/// Where `count` ordinary tokens stand that follow `length` positions, counted from there: a landmark stands after
+/// every full block.
+pub(crate) fn given_positions(length: usize, count: usize, block: usize) -> Vec<usize> {
+    let mut next = 0;
+    let place = |_| {
+        if (length + next) % block == block - 1 {
+            next += 1;
+        }
+        next += 1;
+        next - 1
+    };
+    (0..count).map(place).collect()
 }
 
 /// Positions that `tokens` ordinary tokens can take at most in a memory of this block length.

@@ -92,7 +92,7 @@ pub enum Want {
         /// Random masks.
         regularisation: Regularisation,
     },
-    /// Logits of the last `rows` positions of each row.
+    /// Logits of `rows` positions of each row: those that the input `wanted` names.
     Logits {
         /// How many.
         rows: usize,
@@ -396,7 +396,11 @@ impl Step<'_> {
         let (batch, heads, tokens) = (self.pass.batch, self.config.heads, self.pass.tokens);
         let (keys, values, landmarks) = self.rings(keys, values, landmarks);
         let lengths = self.r.view(inputs.lengths, [batch]);
+        let counts = self.r.view(inputs.counts, [batch]);
         let (frequencies, style) = (inputs.frequencies, self.config.rotary.style());
+        let lookup =
+            matches!(self.pass.want, Want::Logits { .. }).then(|| self.model.lookups.get(i)).flatten();
+        let per_choice = [batch, heads, tokens, memory.top_k];
         let chosen = (memory.top_k > 0 && memory.blocks > 0).then(|| {
             let scores =
                 self.r.scratch(format!("h{i}.scores"), DType::F32, [batch, heads, tokens, memory.blocks]);
@@ -412,12 +416,15 @@ impl Step<'_> {
                 style,
                 out: scores,
             });
-            let chosen =
-                self.r.scratch(format!("h{i}.chosen"), DType::U32, [batch, heads, tokens, memory.top_k]);
+            let chosen = match lookup {
+                Some(lookup) => self.r.view(lookup.chosen, per_choice),
+                None => self.r.scratch(format!("h{i}.chosen"), DType::U32, per_choice),
+            };
             let selection = choice.selection.selection();
-            self.r.push(SelectBlocks { memory, selection, scores, lengths, chosen });
+            self.r.push(SelectBlocks { memory, selection, scores, lengths, counts, chosen });
             chosen
         });
+        let shares = lookup.map(|lookup| self.r.view(lookup.shares, per_choice));
         let heads = self.heads(self.rows());
         let (miss, miss_cutoff) = (self.extra > 0, choice.miss_cutoff.map(f32::from_bits));
         self.r.push(RetrievalAttention {
@@ -434,6 +441,7 @@ impl Step<'_> {
             style,
             miss,
             miss_cutoff,
+            shares,
             out,
         });
     }
@@ -442,7 +450,8 @@ impl Step<'_> {
         let memory = self.memory();
         let (keys, values, landmarks) = self.rings(keys, values, landmarks);
         let lengths = self.r.view(self.model.inputs.lengths, [self.pass.batch]);
-        self.r.push(AppendKv { memory, skip: self.extra, k, v, lengths, keys, values, landmarks });
+        let counts = self.r.view(self.model.inputs.counts, [self.pass.batch]);
+        self.r.push(AppendKv { memory, skip: self.extra, k, v, lengths, counts, keys, values, landmarks });
     }
 
     fn memory(&self) -> landmark_core::ops::MemoryShape {
@@ -459,18 +468,16 @@ impl Step<'_> {
 
     fn output(&mut self, x: Tensor) {
         let (inputs, weights) = (&self.model.inputs, &self.model.weights);
-        let (batch, tokens, width) = (self.pass.batch, self.pass.tokens, self.config.width);
+        let (batch, width) = (self.pass.batch, self.config.width);
         match self.pass.want {
             Want::Nothing => {}
             Want::Logits { rows } => {
-                let last = if rows == tokens {
-                    x
-                } else {
-                    let last = self.r.scratch("final.last", DType::F32, [batch, rows, width]);
-                    self.copy(Cols::all(x, width), tokens - rows, last, 0, rows);
-                    last
-                };
-                let logits = inputs.logits.expect("logits of a model that was laid out for them");
+                let room = "logits of a model that was laid out for them";
+                let wanted = self.r.view(inputs.wanted.expect(room), [batch * rows]);
+                let last = self.r.scratch("final.wanted", DType::F32, [batch, rows, width]);
+                // Rows of the hidden states by number are looked up as tokens are.
+                self.r.push(Embed { tokens: wanted, table: x, out: last });
+                let logits = inputs.logits.expect(room);
                 let logits = self.r.view(logits, [batch, rows, self.config.vocab_size]);
                 self.r.push(Matmul::linear(last, weights.head, None, logits));
             }

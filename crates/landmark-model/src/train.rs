@@ -51,7 +51,7 @@ impl TrainSettings {
     /// Room that an engine needs for this.
     pub fn room(&self) -> Room {
         let (batch, tokens) = (self.batch, self.length);
-        Room { batch, tokens, logits: 0, cache: self.cache, training: Some(self.optimizer) }
+        Room { batch, tokens, logits: 0, cache: self.cache, training: Some(self.optimizer), lookups: false }
     }
 
     /// Tokens that one step reads.

@@ -214,8 +214,14 @@ fn read(
     };
     let stream = stream::open(&settings.data, "validation", mem_freq, run.landmark_id)?;
     let rows = EvalRows::new(stream, length, None)?;
-    let room =
-        Room { batch: BATCH, tokens: laden_length(chunk, MEM_FREQ + 1), logits: 0, cache, training: None };
+    let room = Room {
+        batch: BATCH,
+        tokens: laden_length(chunk, MEM_FREQ + 1),
+        logits: 0,
+        cache,
+        training: None,
+        lookups: false,
+    };
     let mut engine = Engine::new(Cpu::<f32>::new(), model::config(run)?, room)?;
     Checkpoint::open(checkpoint)?.load(&mut engine, AttentionBias::Keep)?;
     let reading = EvalSettings { chunk, selection: Granularity::PerTokenAndHead, miss_cutoff: None };

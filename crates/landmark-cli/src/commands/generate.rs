@@ -211,13 +211,14 @@ fn run_on<B: Backend>(
         miss_cutoff: run.rem_cutoff.map(|cutoff| cutoff as f32),
         // The released GPTs are trained without a loss at landmarks.
         predict: PredictAt::LastToken,
+        lookups: false,
     };
-    let mut engine = Engine::new(backend, config.clone(), how.room(&config, cache))?;
+    let mut engine = Engine::new(backend, config.clone(), how.room(&config, cache, 1))?;
     checkpoint.load(&mut engine, AttentionBias::Keep)?;
-    let mut generator = Generator::new(&mut engine, how);
+    let mut generator = Generator::new(&mut engine, how, 1)?;
     let began = Instant::now();
     let progress = report.progress("reading the prompt", prompt.len() as u64, "tokens");
-    block_on(generator.read(prompt, |done| progress.at(done as u64, "")))?;
+    block_on(generator.read(&[prompt], |done| progress.at(done as u64, "")))?;
     drop(progress);
     let read = began.elapsed().as_secs_f64();
 
@@ -225,7 +226,7 @@ fn run_on<B: Backend>(
     let mut decoder = tokenizer.decode_stream();
     let (mut new_tokens, mut text) = (Vec::new(), String::new());
     for _ in 0..args.max_new_tokens {
-        let token = block_on(generator.next())?;
+        let Some(token) = block_on(generator.next())?[0] else { break };
         new_tokens.push(token);
         let piece = decoder.push(token);
         text += &piece;

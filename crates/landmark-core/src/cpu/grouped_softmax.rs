@@ -65,6 +65,11 @@ impl<T: Real> Factors<T> {
         }
     }
 
+    /// The factor on each earlier block's inner weights that [`forward`](Self::forward) found: `S_{i,p_b}`.
+    pub(super) fn shares(&self) -> &[T] {
+        &self.factor
+    }
+
     fn split(&mut self, len: usize, first: usize, landmarks: &[usize]) {
         self.blocks.clear();
         let mut start = first;

@@ -4,52 +4,111 @@
 //! all of its queries as one matrix product. A key's position inside its block is applied to the key, the
 //! position of its slot is taken off the query instead (`R(p) q · R(s + o) k = R(p - s) q · R(o) k`), so that a
 //! block is turned once however many slots it stands in.
+//!
+//! Where the rings are kept in pages, the chosen blocks are fetched in batches that fit the budget, keys for the
+//! scores and then values for the result. The order of the blocks, and so every sum, is the same with and without.
 
 use super::gemm::{Mat, MatMut, gemm};
 use super::grouped_softmax::{Factors, Miss};
-use super::real::{Real, max, vectorised};
+use super::real::{Real, dot, max, vectorised};
 use super::rope::{angles, turn};
-use super::storage::Memory;
+use super::storage::{Memory, Ring};
+use crate::error::Result;
 use crate::ops::{
     AppendKv, LandmarkScores, MemoryShape, MemoryState, NO_BLOCK, RetrievalAttention, SelectBlocks, Selection,
 };
-use crate::tensor::Cols;
+use crate::paging::PageId;
+use crate::tensor::{Cols, Tensor};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
-pub(super) fn append_kv<T: Real>(op: &AppendKv, m: &mut Memory<'_, T>) {
+pub(super) fn append_kv<T: Real>(op: &AppendKv, m: &mut Memory<'_, T>) -> Result<()> {
     let shape = op.memory;
     let MemoryShape { batch, block, kv_heads, head_dim, .. } = shape;
     let rows = m.rows(op.k.tensor) / batch;
-    let [mut keys, mut values, mut landmarks] = [op.keys, op.values, op.landmarks].map(|t| m.take(t));
-    let (k, v) = (m.real(op.k.tensor), m.real(op.v.tensor));
-    let (k_stride, v_stride) = (m.cols(op.k.tensor), m.cols(op.v.tensor));
-    for b in 0..batch {
+    let counts = m.u32(op.counts).to_vec();
+    let mut landmarks = m.take(op.landmarks);
+    let k = (m.real(op.k.tensor), m.cols(op.k.tensor), op.k.start);
+    for (b, &count) in counts.iter().enumerate() {
         let length = m.u32(op.lengths)[b] as usize;
-        for t in op.skip..rows {
-            let position = length + t - op.skip;
-            let (slot, offset) = (position / block % shape.slots(), position % block);
+        // Landmarks among positions `length .. length + count`.
+        for position in (length..length + count as usize).filter(|p| p % block + 1 == block) {
+            let slot = position / block % shape.slots();
             for h in 0..kv_heads {
-                let key = &k[(b * rows + t) * k_stride + op.k.start + h * head_dim..][..head_dim];
-                let value = &v[(b * rows + t) * v_stride + op.v.start + h * head_dim..][..head_dim];
-                let at = (((b * shape.slots() + slot) * kv_heads + h) * block + offset) * head_dim;
-                keys[at..][..head_dim].copy_from_slice(key);
-                values[at..][..head_dim].copy_from_slice(value);
-                if offset + 1 == block {
-                    let at = ((b * kv_heads + h) * shape.slots() + slot) * head_dim;
-                    landmarks[at..][..head_dim].copy_from_slice(key);
-                }
+                let row = b * rows + op.skip + position - length;
+                let key = &k.0[row * k.1 + k.2 + h * head_dim..][..head_dim];
+                landmarks[((b * kv_heads + h) * shape.slots() + slot) * head_dim..][..head_dim]
+                    .copy_from_slice(key);
             }
         }
     }
-    drop((k, v));
-    for (tensor, lease) in [(op.keys, keys), (op.values, values), (op.landmarks, landmarks)] {
-        m.put(tensor, lease);
+    drop(k);
+    m.put(op.landmarks, landmarks);
+    append_to_ring(op, m, &counts, op.k, op.keys)?;
+    append_to_ring(op, m, &counts, op.v, op.values)
+}
+
+/// Stores the keys or the values of a chunk, block by block: each is one page for each key head.
+fn append_to_ring<T: Real>(
+    op: &AppendKv,
+    m: &mut Memory<'_, T>,
+    counts: &[u32],
+    from: Cols,
+    ring: Tensor,
+) -> Result<()> {
+    let shape = op.memory;
+    let MemoryShape { batch, block, kv_heads, head_dim, .. } = shape;
+    let (rows, stride) = (m.rows(from.tensor) / batch, m.cols(from.tensor));
+    let paged = m.paged(ring);
+    let mut whole = paged.is_none().then(|| m.take(ring));
+    let x = m.real(from.tensor);
+    for (b, &count) in counts.iter().enumerate() {
+        let length = m.u32(op.lengths)[b] as usize;
+        let (mut position, end) = (length, length + count as usize);
+        while position < end {
+            let (slot, offset) = (position / block % shape.slots(), position % block);
+            let here = (block - offset).min(end - position);
+            for h in 0..kv_heads {
+                let number = shape.page_of(b, slot, h);
+                let store = |page: &mut [T]| {
+                    for o in 0..here {
+                        let row = b * rows + op.skip + position + o - length;
+                        page[(offset + o) * head_dim..][..head_dim]
+                            .copy_from_slice(&x[row * stride + from.start + h * head_dim..][..head_dim]);
+                    }
+                };
+                match (&mut whole, paged) {
+                    (Some(whole), _) => store(&mut whole[number * shape.page()..][..shape.page()]),
+                    (None, Some(tensor)) => {
+                        let id = PageId { tensor, page: number };
+                        let mut pager = m.pager.borrow_mut();
+                        let page = shape.page();
+                        let mut page =
+                            if offset == 0 { pager.fresh(id, page) } else { pager.take(id, page)? };
+                        store(&mut page.data);
+                        page.dirty = true;
+                        pager.put(id, page)?;
+                    }
+                    (None, None) => unreachable!("a ring is whole or in pages"),
+                }
+            }
+            position += here;
+        }
     }
+    drop(x);
+    if let Some(whole) = whole {
+        m.put(ring, whole);
+    }
+    Ok(())
 }
 
 fn scale<T: Real>(head_dim: usize) -> T {
     T::of(1.0 / (head_dim as f64).sqrt())
 }
+
+/// With fewer queries the scores are computed one by one. A product of so few rows treats its last columns unlike
+/// the others, and equal landmarks (see [`super::top_k`]) would get scores that differ in the last bit.
+const FEW_QUERIES: usize = 8;
 
 pub(super) fn landmark_scores<T: Real>(op: &LandmarkScores, m: &mut Memory<'_, T>) {
     let shape = op.memory;
@@ -65,7 +124,6 @@ pub(super) fn landmark_scores<T: Real>(op: &LandmarkScores, m: &mut Memory<'_, T
     out.par_chunks_mut(queries * blocks).enumerate().for_each(|(task, out)| {
         let (b, h) = (task / heads, task % heads);
         let state = shape.state(lengths[b] as usize);
-        out.fill(T::NEG_INFINITY);
         if state.cached == 0 {
             return;
         }
@@ -85,6 +143,15 @@ pub(super) fn landmark_scores<T: Real>(op: &LandmarkScores, m: &mut Memory<'_, T
             }
         }
         let start = (b * rows + op.skip) * q_stride + op.q.start + h * head_dim;
+        if queries < FEW_QUERIES {
+            for (t, out) in out.chunks_exact_mut(blocks).enumerate() {
+                let q = &q[start + t * q_stride..][..head_dim];
+                for (out, key) in out.iter_mut().zip(turned.chunks_exact(head_dim)) {
+                    *out = scale::<T>(head_dim) * dot(q, key);
+                }
+            }
+            return;
+        }
         let q = Mat::strided(&q[start..], queries, head_dim, q_stride);
         let keys = Mat::new(&turned, state.cached, head_dim);
         gemm(MatMut::strided(out, queries, state.cached, blocks), false, scale(head_dim), q, keys.t(), false);
@@ -101,20 +168,24 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
         return;
     }
     let mut chosen = m.take_u32(op.chosen);
-    let (scores, lengths) = (m.real(op.scores), m.u32(op.lengths));
+    let (scores, lengths, counts) = (m.real(op.scores), m.u32(op.lengths), m.u32(op.counts));
     let per_row = heads * queries;
     chosen[..batch * per_row * k].par_chunks_mut(per_row * k).enumerate().for_each(|(b, chosen)| {
         let state = op.memory.state(lengths[b] as usize);
         let row = |h: usize, t: usize| &scores[((b * heads + h) * queries + t) * blocks..][..state.cached];
+        let count = (counts[b] as usize).min(queries);
         let mut pick = Picker::new(&op.memory, &state);
+        chosen.fill(NO_BLOCK);
         match op.selection {
             Selection::PerTokenAndHead => {
                 for (i, chosen) in chosen.chunks_exact_mut(k).enumerate() {
-                    pick.best(row(i / queries, i % queries), chosen);
+                    if i % queries < count {
+                        pick.best(row(i / queries, i % queries), chosen);
+                    }
                 }
             }
             Selection::MaxOverHeads => {
-                for t in 0..queries {
+                for t in 0..count {
                     let top = maximum((0..heads).map(|h| row(h, t)), state.cached);
                     for h in 0..heads {
                         pick.best(&top, &mut chosen[(h * queries + t) * k..][..k]);
@@ -123,8 +194,8 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
             }
             Selection::MaxOverTokens => {
                 for h in 0..heads {
-                    let top = maximum((0..queries).map(|t| row(h, t)), state.cached);
-                    for t in 0..queries {
+                    let top = maximum((0..count).map(|t| row(h, t)), state.cached);
+                    for t in 0..count {
                         pick.best(&top, &mut chosen[(h * queries + t) * k..][..k]);
                     }
                 }
@@ -169,7 +240,6 @@ impl<T: Real> Picker<T> {
     fn best(&mut self, scores: &[T], chosen: &mut [u32]) {
         let n = scores.len();
         let k = self.k.min(n);
-        chosen.fill(NO_BLOCK);
         if k == 0 {
             return;
         }
@@ -186,14 +256,12 @@ impl<T: Real> Picker<T> {
     }
 }
 
-/// What the tasks of [`retrieval_attention`] read.
+/// What the tasks of [`retrieval_attention`] read, besides the rings.
 struct Retrieval<'a, T> {
     op: &'a RetrievalAttention,
     q: (&'a [T], usize),
     k: (&'a [T], usize),
     v: (&'a [T], usize),
-    keys: &'a [T],
-    values: &'a [T],
     chosen: Option<&'a [u32]>,
     /// Angles of every offset inside a block.
     offsets: Vec<Vec<(T, T)>>,
@@ -201,16 +269,45 @@ struct Retrieval<'a, T> {
     slots: Vec<Vec<(T, T)>>,
 }
 
+/// One query head of one batch row.
+struct Task<'a, T> {
+    b: usize,
+    h: usize,
+    /// Key head.
+    kv: usize,
+    state: MemoryState,
+    /// Blocks retrieved.
+    retrieved: usize,
+    /// What is read of the rings, by page, ascending: the order in which values are added up.
+    parts: Vec<(usize, Part)>,
+    /// Scores, then weights, of `[context-miss token, retrieved blocks, unfinished block, chunk]`, a row a query.
+    scores: Vec<T>,
+    /// Length of a row of scores.
+    length: usize,
+    /// Result `(rows, D)`.
+    out: &'a mut [T],
+    /// Share of each chosen block `(queries, k)`; empty where nobody asks.
+    shares: Vec<T>,
+}
+
 /// The queries that chose one block: `(query, slot)` each.
 type Choosers = Vec<(usize, usize)>;
 
-pub(super) fn retrieval_attention<T: Real>(op: &RetrievalAttention, m: &mut Memory<'_, T>) {
+/// One block that a task reads.
+enum Part {
+    /// The unfinished one, which every query sees.
+    Unfinished,
+    /// A cached one, by its number among those, with the queries that chose it.
+    Chosen(usize, Choosers),
+}
+
+pub(super) fn retrieval_attention<T: Real>(op: &RetrievalAttention, m: &mut Memory<'_, T>) -> Result<()> {
     let (shape, heads) = (op.memory, op.heads);
     let rows = heads.queries;
     let out_len = heads.batch * heads.heads * rows * heads.head_dim;
     let mut workspace = m.take_workspace(out_len);
     let (q, k, v) = (m.real(op.q.tensor), m.real(op.k.tensor), m.real(op.v.tensor));
-    let (keys, values, frequencies) = (m.real(op.keys), m.real(op.values), m.real(op.frequencies));
+    let frequencies = m.real(op.frequencies);
     let table =
         |positions: &mut dyn Iterator<Item = i32>| positions.map(|p| angles(p, &frequencies)).collect();
     let retrieval = Retrieval {
@@ -218,46 +315,66 @@ pub(super) fn retrieval_attention<T: Real>(op: &RetrievalAttention, m: &mut Memo
         q: (&q, m.cols(op.q.tensor)),
         k: (&k, m.cols(op.k.tensor)),
         v: (&v, m.cols(op.v.tensor)),
-        keys: &keys,
-        values: &values,
         chosen: op.chosen.map(|t| m.u32(t)),
         offsets: table(&mut (0..shape.block as i32)),
         slots: table(&mut (0..=shape.top_k as i32 + 1).map(|s| -s * shape.block as i32)),
     };
     let lengths = m.u32(op.lengths);
-    workspace[..out_len].par_chunks_mut(rows * heads.head_dim).enumerate().for_each(|(task, out)| {
-        let (b, h) = (task / heads.heads, task % heads.heads);
-        vectorised(
-            #[inline(always)]
-            || retrieval.head(b, h, &shape.state(lengths[b] as usize), out),
-        );
-    });
+    let pieces = workspace[..out_len].par_chunks_mut(rows * heads.head_dim).enumerate();
+    let mut tasks: Vec<Task<'_, T>> = pieces.map(|(task, out)| retrieval.begin(task, lengths, out)).collect();
+    // Pages in the order in which their blocks are added up: ascending for each row and key head.
+    let mut wanted: Vec<usize> =
+        tasks.iter().flat_map(|task| task.parts.iter().map(|(page, _)| *page)).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let each = |tasks: &mut [Task<'_, T>], work: &(dyn Fn(&mut Task<'_, T>) + Sync)| {
+        tasks.par_iter_mut().for_each(|task| {
+            vectorised(
+                #[inline(always)]
+                || work(task),
+            );
+        });
+    };
+    for batch in wanted.chunks(m.pages_at_once(op.keys, shape.page())) {
+        let keys = m.fetch(op.keys, shape.page(), batch.iter().copied())?;
+        each(&mut tasks, &|task| retrieval.score(task, &keys, batch));
+        m.release(op.keys, keys)?;
+    }
+    each(&mut tasks, &|task| retrieval.weigh(task));
+    for batch in wanted.chunks(m.pages_at_once(op.values, shape.page())) {
+        let values = m.fetch(op.values, shape.page(), batch.iter().copied())?;
+        each(&mut tasks, &|task| retrieval.add_values(task, &values, batch));
+        m.release(op.values, values)?;
+    }
+    let shares: Vec<T> = tasks.into_iter().flat_map(|task| task.shares).collect();
     drop(retrieval);
-    drop((q, k, v, keys, values, frequencies));
+    drop((q, k, v, frequencies));
+    if let Some(tensor) = op.shares {
+        let mut to = m.take(tensor);
+        to.copy_from_slice(&shares);
+        m.put(tensor, to);
+    }
     let whole = Cols { tensor: op.out, start: 0, width: heads.heads * heads.head_dim };
     m.scatter_heads(whole, &workspace, heads.batch, rows, heads.head_dim);
     m.put_workspace(workspace);
+    Ok(())
 }
 
 impl<T: Real> Retrieval<'_, T> {
-    /// One query head of one batch row. A row of scores holds
-    /// `[context-miss token, retrieved blocks, unfinished block, chunk]`.
-    fn head(&self, b: usize, h: usize, state: &MemoryState, out: &mut [T]) {
+    /// A task with the scores of its chunk.
+    fn begin<'o>(&self, task: usize, lengths: &[u32], out: &'o mut [T]) -> Task<'o, T> {
         let (shape, heads) = (&self.op.memory, &self.op.heads);
-        let (d, rows) = (heads.head_dim, heads.queries);
+        let (b, h) = (task / heads.heads, task % heads.heads);
+        let (d, rows, skip) = (heads.head_dim, heads.queries, usize::from(self.op.miss));
+        let state = shape.state(lengths[b] as usize);
         let kv = h / (heads.heads / heads.kv_heads);
-        let skip = usize::from(self.op.miss);
         let retrieved = if self.chosen.is_some() { state.retrieved } else { 0 };
-        let unfinished_at = skip + retrieved * shape.block;
-        let chunk_at = unfinished_at + state.unfinished;
+        let chunk_at = skip + retrieved * shape.block + state.unfinished;
         let length = chunk_at + rows - skip;
-        let at = |stride: usize, cols: Cols, head: usize| (b * rows * stride + cols.start + head * d, stride);
-        let (q_at, q_stride) = at(self.q.1, self.op.q, h);
-        let (k_at, k_stride) = at(self.k.1, self.op.k, kv);
-        let (v_at, v_stride) = at(self.v.1, self.op.v, kv);
-        let q = Mat::strided(&self.q.0[q_at..], rows, d, q_stride);
         let mut scores = vec![T::ZERO; rows * length];
-
+        let (q_at, q_stride) = self.first(self.q.1, self.op.q, b, h);
+        let (k_at, k_stride) = self.first(self.k.1, self.op.k, b, kv);
+        let q = Mat::strided(&self.q.0[q_at..], rows, d, q_stride);
         // The chunk itself, and before it the context-miss token.
         let k = Mat::strided(&self.k.0[k_at + skip * k_stride..], rows - skip, d, k_stride);
         gemm(
@@ -272,55 +389,70 @@ impl<T: Real> Retrieval<'_, T> {
             let miss = Mat::strided(&self.k.0[k_at..], 1, d, k_stride);
             gemm(MatMut::strided(&mut scores, rows, 1, length), false, scale(d), q, miss.t(), false);
         }
-        // The unfinished block, in the slot after the kept ones, at its true distance.
-        let unfinished_slot = state.seen % shape.slots();
-        if state.unfinished > 0 {
-            let turned = self.turned_block(b, kv, unfinished_slot, state.unfinished);
-            let queries = self.turned_queries(b, h, state.start / shape.block, &mut (0..rows));
-            let to = MatMut::strided(&mut scores[unfinished_at..], rows, state.unfinished, length);
-            let keys = Mat::new(&turned, state.unfinished, d);
-            gemm(to, false, scale(d), Mat::new(&queries, rows, d), keys.t(), false);
-        }
-        let choosers = self.choosers(b, h, state, retrieved);
-        for (j, list) in &choosers {
-            self.score_block(b, h, kv, state, *j, list, &mut scores, length);
-        }
-        self.weigh(state, retrieved, &mut scores, length);
-
-        // Values, in the same order.
-        let p = |from: usize, count: usize, scores: &[T]| -> Vec<T> {
-            scores.chunks_exact(length).flat_map(|row| row[from..from + count].iter().copied()).collect()
-        };
-        let v = Mat::strided(&self.v.0[v_at + skip * v_stride..], rows - skip, d, v_stride);
-        let weights = Mat::strided(&scores[chunk_at..], rows, rows - skip, length);
-        gemm(MatMut::new(out, rows, d), false, T::ONE, weights, v, false);
-        if state.unfinished > 0 {
-            let weights = p(unfinished_at, state.unfinished, &scores);
-            let values = Mat::new(self.block(self.values, b, kv, unfinished_slot), state.unfinished, d);
-            gemm(
-                MatMut::new(out, rows, d),
-                true,
-                T::ONE,
-                Mat::new(&weights, rows, state.unfinished),
-                values,
-                false,
-            );
-        }
-        for (j, list) in &choosers {
-            self.add_values(b, kv, state, *j, list, &scores, length, out);
-        }
+        let page = |slot: usize| shape.page_of(b, slot, kv);
+        let chosen = self.choosers(b, h, &state).into_iter();
+        let chosen = chosen.map(|(j, list)| (page(shape.slot(&state, j)), Part::Chosen(j, list)));
+        let unfinished = (state.unfinished > 0).then(|| (page(state.seen % shape.slots()), Part::Unfinished));
+        let mut parts: Vec<(usize, Part)> = chosen.chain(unfinished).collect();
+        parts.sort_unstable_by_key(|(page, _)| *page);
+        Task { b, h, kv, state, retrieved, parts, scores, length, out, shares: Vec::new() }
     }
 
-    fn block<'a>(&self, ring: &'a [T], b: usize, kv: usize, slot: usize) -> &'a [T] {
-        let m = &self.op.memory;
-        let at = ((b * m.slots() + slot) * m.kv_heads + kv) * m.block * m.head_dim;
-        &ring[at..][..m.block * m.head_dim]
+    /// First element of a head's columns in row `b` of the batch, and the stride of its rows.
+    fn first(&self, stride: usize, cols: Cols, b: usize, head: usize) -> (usize, usize) {
+        (b * self.op.heads.queries * stride + cols.start + head * self.op.heads.head_dim, stride)
     }
 
-    /// The first `count` keys of a slot, turned by their offset in the block.
-    fn turned_block(&self, b: usize, kv: usize, slot: usize, count: usize) -> Vec<T> {
+    /// Scores of those blocks whose keys are in `batch`.
+    fn score(&self, task: &mut Task<'_, T>, keys: &Ring<'_, T>, batch: &[usize]) {
+        let parts = std::mem::take(&mut task.parts);
+        for (page, part) in parts.iter().filter(|(page, _)| batch.binary_search(page).is_ok()) {
+            let keys = keys.page(*page, self.op.memory.page());
+            match part {
+                Part::Unfinished => self.score_unfinished(task, keys),
+                Part::Chosen(j, list) => self.score_block(task, *j, list, keys),
+            }
+        }
+        task.parts = parts;
+    }
+
+    /// Adds the values of those blocks that are in `batch`.
+    fn add_values(&self, task: &mut Task<'_, T>, values: &Ring<'_, T>, batch: &[usize]) {
+        let parts = std::mem::take(&mut task.parts);
+        for (page, part) in parts.iter().filter(|(page, _)| batch.binary_search(page).is_ok()) {
+            let values = values.page(*page, self.op.memory.page());
+            match part {
+                Part::Unfinished => self.add_unfinished(task, values),
+                Part::Chosen(_, list) => self.add_block(task, list, values),
+            }
+        }
+        task.parts = parts;
+    }
+
+    /// The unfinished block, at its true distance.
+    fn score_unfinished(&self, task: &mut Task<'_, T>, keys: &[T]) {
+        let (shape, d, rows) = (&self.op.memory, self.op.heads.head_dim, self.op.heads.queries);
+        let unfinished = task.state.unfinished;
+        let turned = self.turned_block(keys, unfinished);
+        let slot = task.state.start / shape.block;
+        let queries = self.turned_queries(task.b, task.h, slot, &mut (0..rows));
+        let at = usize::from(self.op.miss) + task.retrieved * shape.block;
+        let to = MatMut::strided(&mut task.scores[at..], rows, unfinished, task.length);
+        let keys = Mat::new(&turned, unfinished, d);
+        gemm(to, false, scale(d), Mat::new(&queries, rows, d), keys.t(), false);
+    }
+
+    fn add_unfinished(&self, task: &mut Task<'_, T>, values: &[T]) {
+        let (d, rows, unfinished) = (self.op.heads.head_dim, self.op.heads.queries, task.state.unfinished);
+        let at = usize::from(self.op.miss) + task.retrieved * self.op.memory.block;
+        let weights = Mat::strided(&task.scores[at..], rows, unfinished, task.length);
+        gemm(MatMut::new(task.out, rows, d), true, T::ONE, weights, Mat::new(values, unfinished, d), false);
+    }
+
+    /// The first `count` keys of a block, turned by their offset in it.
+    fn turned_block(&self, keys: &[T], count: usize) -> Vec<T> {
         let d = self.op.memory.head_dim;
-        let mut keys = self.block(self.keys, b, kv, slot)[..count * d].to_vec();
+        let mut keys = keys[..count * d].to_vec();
         for (key, angles) in keys.chunks_exact_mut(d).zip(&self.offsets) {
             turn(key, self.op.style, angles);
         }
@@ -335,101 +467,93 @@ impl<T: Real> Retrieval<'_, T> {
         slot: usize,
         which: &mut dyn Iterator<Item = usize>,
     ) -> Vec<T> {
-        let (d, rows) = (self.op.heads.head_dim, self.op.heads.queries);
+        let (d, (at, stride)) = (self.op.heads.head_dim, self.first(self.q.1, self.op.q, b, h));
         let mut queries = Vec::new();
         for t in which {
-            let at = (b * rows + t) * self.q.1 + self.op.q.start + h * d;
             let first = queries.len();
-            queries.extend_from_slice(&self.q.0[at..][..d]);
+            queries.extend_from_slice(&self.q.0[at + t * stride..][..d]);
             turn(&mut queries[first..], self.op.style, &self.slots[slot]);
         }
         queries
     }
 
     /// For every block that somebody chose, who and into which slot.
-    fn choosers(&self, b: usize, h: usize, state: &MemoryState, retrieved: usize) -> Vec<(usize, Choosers)> {
+    fn choosers(&self, b: usize, h: usize, state: &MemoryState) -> Vec<(usize, Choosers)> {
         let Some(chosen) = self.chosen else { return Vec::new() };
         let (heads, k) = (&self.op.heads, self.op.memory.top_k);
         let skip = usize::from(self.op.miss);
         let queries = heads.queries - skip;
-        let mut lists: Vec<Choosers> = vec![Vec::new(); state.cached];
+        let mut lists: BTreeMap<usize, Choosers> = BTreeMap::new();
         for t in 0..queries {
-            let row = &chosen[((b * heads.heads + h) * queries + t) * k..][..retrieved];
-            for (slot, &j) in row.iter().enumerate() {
-                lists[j as usize].push((t + skip, slot));
+            let row = &chosen[((b * heads.heads + h) * queries + t) * k..][..state.retrieved];
+            for (slot, &j) in row.iter().enumerate().filter(|&(_, &j)| j != NO_BLOCK) {
+                lists.entry(j as usize).or_default().push((t + skip, slot));
             }
         }
-        lists.into_iter().enumerate().filter(|(_, list)| !list.is_empty()).collect()
+        lists.into_iter().collect()
     }
 
-    fn score_block(
-        &self,
-        b: usize,
-        h: usize,
-        kv: usize,
-        state: &MemoryState,
-        j: usize,
-        list: &Choosers,
-        scores: &mut [T],
-        length: usize,
-    ) {
+    fn score_block(&self, task: &mut Task<'_, T>, j: usize, list: &Choosers, keys: &[T]) {
         let m = &self.op.memory;
         let (block, d, skip) = (m.block, m.head_dim, usize::from(self.op.miss));
         // Blocks among the last ones stand one slot later.
-        let later = usize::from(m.index(state, j) > 0);
-        let turned = self.turned_block(b, kv, m.slot(state, j), block);
+        let later = usize::from(m.index(&task.state, j) > 0);
+        let turned = self.turned_block(keys, block);
         let mut queries = Vec::with_capacity(list.len() * d);
         for &(t, slot) in list {
-            queries.extend(self.turned_queries(b, h, slot + later, &mut std::iter::once(t)));
+            queries.extend(self.turned_queries(task.b, task.h, slot + later, &mut std::iter::once(t)));
         }
         let mut result = vec![T::ZERO; list.len() * block];
         let (q, k) = (Mat::new(&queries, list.len(), d), Mat::new(&turned, block, d));
         gemm(MatMut::new(&mut result, list.len(), block), false, scale(d), q, k.t(), false);
         for (&(t, slot), row) in list.iter().zip(result.chunks_exact(block)) {
-            scores[t * length + skip + slot * block..][..block].copy_from_slice(row);
+            task.scores[t * task.length + skip + slot * block..][..block].copy_from_slice(row);
         }
     }
 
-    /// Scores become weights, row by row.
-    fn weigh(&self, state: &MemoryState, retrieved: usize, scores: &mut [T], length: usize) {
+    /// Scores become weights, row by row; the chunk's values begin the result.
+    fn weigh(&self, task: &mut Task<'_, T>) {
         let (block, skip) = (self.op.memory.block, usize::from(self.op.miss));
-        let fetched = retrieved * block;
+        let (length, fetched) = (task.length, task.retrieved * block);
         // Landmarks of a row: the ends of the fetched blocks, then wherever the running block ends.
         let landmarks: Vec<usize> = (1..=length / block).map(|b| b * block - 1).collect();
         let gated = |l: usize| l < fetched;
         let cutoff = self.op.miss_cutoff.map(|c| T::of(f64::from(c)));
         let mut factors = Factors::default();
-        for (t, row) in scores.chunks_exact_mut(length).enumerate() {
+        for (t, row) in task.scores.chunks_exact_mut(length).enumerate() {
             if self.op.miss && t == 0 {
                 row.fill(T::ZERO);
                 continue;
             }
-            let end = skip + fetched + state.unfinished + t - skip + 1;
+            let end = skip + fetched + task.state.unfinished + t - skip + 1;
             row[end..].fill(T::ZERO);
             let (miss_score, row) = row[..end].split_at_mut(skip);
             let visible = landmarks.partition_point(|&l| l < row.len());
             let miss = miss_score.first().map(|&score| Miss { score, gated: &gated, cutoff });
             factors.forward(row, 0, &landmarks[..visible], miss, |_| T::ONE);
+            if self.op.shares.is_some() {
+                let shares = factors.shares().iter().copied().take(task.retrieved);
+                let none = std::iter::repeat_n(T::ZERO, self.op.memory.top_k - task.retrieved);
+                task.shares.extend(shares.chain(none));
+            }
         }
+        let (d, rows) = (self.op.heads.head_dim, self.op.heads.queries);
+        let chunk_at = skip + fetched + task.state.unfinished;
+        let (v_at, v_stride) = self.first(self.v.1, self.op.v, task.b, task.kv);
+        let v = Mat::strided(&self.v.0[v_at + skip * v_stride..], rows - skip, d, v_stride);
+        let weights = Mat::strided(&task.scores[chunk_at..], rows, rows - skip, length);
+        gemm(MatMut::new(task.out, rows, d), false, T::ONE, weights, v, false);
     }
 
-    fn add_values(
-        &self,
-        b: usize,
-        kv: usize,
-        state: &MemoryState,
-        j: usize,
-        list: &Choosers,
-        scores: &[T],
-        length: usize,
-        out: &mut [T],
-    ) {
+    fn add_block(&self, task: &mut Task<'_, T>, list: &Choosers, values: &[T]) {
         let m = &self.op.memory;
         let (block, d, skip) = (m.block, m.head_dim, usize::from(self.op.miss));
-        let values = Mat::new(self.block(self.values, b, kv, m.slot(state, j)), block, d);
+        let values = Mat::new(values, block, d);
         let weights: Vec<T> = list
             .iter()
-            .flat_map(|&(t, slot)| scores[t * length + skip + slot * block..][..block].iter().copied())
+            .flat_map(|&(t, slot)| {
+                task.scores[t * task.length + skip + slot * block..][..block].iter().copied()
+            })
             .collect();
         let mut result = vec![T::ZERO; list.len() * d];
         gemm(
@@ -441,7 +565,7 @@ impl<T: Real> Retrieval<'_, T> {
             false,
         );
         for (&(t, _), row) in list.iter().zip(result.chunks_exact(d)) {
-            out[t * d..][..d].iter_mut().zip(row).for_each(|(out, &x)| *out += x);
+            task.out[t * d..][..d].iter_mut().zip(row).for_each(|(out, &x)| *out += x);
         }
     }
 }

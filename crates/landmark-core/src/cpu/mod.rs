@@ -23,6 +23,7 @@ mod matmul;
 mod memory;
 mod norm;
 mod optimizer;
+mod pager;
 mod real;
 mod rope;
 mod storage;
@@ -33,10 +34,14 @@ pub use real::Real;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ops::Op;
+use crate::paging::Paging;
 use crate::plan::Plan;
 use crate::program::{Layout, Place, Program};
 use crate::tensor::{DType, Tensor};
+use pager::Pager;
+use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use storage::{Buffer, Memory, Where};
 
 /// The CPU, computing in `T` (`f32` or `f64`).
@@ -75,9 +80,10 @@ impl<T: Real> Cpu<T> {
 }
 
 /// Buffers of the persistent tensors.
-pub struct Arena<T> {
+pub struct Arena<T: Real> {
     layout: Layout,
     buffers: Vec<Buffer<T>>,
+    pager: RefCell<Pager<T>>,
 }
 
 impl<T: Real> Arena<T> {
@@ -112,10 +118,24 @@ impl<T: Real> Backend for Cpu<T> {
     type Arena = Arena<T>;
     type Plan = CpuPlan<T>;
 
-    fn allocate(&self, layout: &Layout) -> Result<Arena<T>> {
-        affordable(layout.bytes() * (size_of::<T>() as u64) / 4, "weights, optimiser state and memory")?;
-        let buffers = layout.tensors().iter().map(|t| Buffer::zeroed(t.dtype, t.shape.numel())).collect();
-        Ok(Arena { layout: layout.clone(), buffers })
+    fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<Arena<T>> {
+        let in_memory = |bytes: u64| bytes * (size_of::<T>() as u64) / 4;
+        let paged = layout.paged().map(|t| t.bytes() as u64).sum();
+        let pager = Pager::new(paging);
+        let is_paged = pager.is_needed(in_memory(paged));
+        let whole = layout.bytes() - if is_paged { paged } else { 0 };
+        affordable(in_memory(whole), "weights, optimiser state and memory")?;
+        let mut seen = 0;
+        let buffer = |t: &crate::program::Info| {
+            let tensor = seen;
+            seen += usize::from(t.page.is_some());
+            match t.page {
+                Some(page) if is_paged => Buffer::Paged { tensor, page },
+                _ => Buffer::zeroed(t.dtype, t.shape.numel()),
+            }
+        };
+        let buffers = layout.tensors().iter().map(buffer).collect();
+        Ok(Arena { layout: layout.clone(), buffers, pager: RefCell::new(pager) })
     }
 
     fn compile(&self, program: &Program, _arena: &Arena<T>) -> Result<CpuPlan<T>> {
@@ -131,17 +151,18 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(CpuPlan { program: program.clone(), places, slots, workspace: Vec::new() })
     }
 
-    fn write(&self, arena: &mut Arena<T>, tensor: Tensor, bytes: &[u8]) -> Result<()> {
-        let (info, buffer) = arena.entry(tensor);
-        if bytes.len() > info.bytes() || !bytes.len().is_multiple_of(info.dtype.size()) {
-            return Err(Error::Size {
-                tensor: info.name.clone(),
-                expected: info.bytes(),
-                given: bytes.len(),
-            });
+    fn write_at(&self, arena: &mut Arena<T>, tensor: Tensor, first: usize, bytes: &[u8]) -> Result<()> {
+        let pager = arena.pager.get_mut();
+        let (info, buffer) = (arena.layout.info(tensor), &mut arena.buffers[tensor.index()]);
+        let (before, unit) = (first * info.dtype.size(), info.page.unwrap_or(1) * info.dtype.size());
+        let is_whole = bytes.len().is_multiple_of(info.dtype.size())
+            && (!matches!(buffer, Buffer::Paged { .. })
+                || bytes.len().is_multiple_of(unit) && before.is_multiple_of(unit));
+        if before + bytes.len() > info.bytes() || !is_whole {
+            let (tensor, expected) = (info.name.clone(), info.bytes() - before.min(info.bytes()));
+            return Err(Error::Size { tensor, expected, given: bytes.len() });
         }
-        buffer.write_bytes(bytes);
-        Ok(())
+        buffer.write_bytes(first, bytes, pager)
     }
 
     fn run(&self, plan: &mut CpuPlan<T>, arena: &mut Arena<T>) -> Result<()> {
@@ -151,12 +172,17 @@ impl<T: Real> Backend for Cpu<T> {
             arena: &mut arena.buffers,
             slots: &mut plan.slots,
             workspace: &mut plan.workspace,
+            pager: &arena.pager,
         };
         plan.program.ops().iter().try_for_each(|op| run_op(op, &mut memory))
     }
 
     async fn read(&self, arena: &Arena<T>, tensor: Tensor) -> Result<Vec<u8>> {
-        Ok(arena.buffers[tensor.index()].to_bytes())
+        self.read_at(arena, tensor, 0..arena.layout.info(tensor).shape.numel()).await
+    }
+
+    async fn read_at(&self, arena: &Arena<T>, tensor: Tensor, elements: Range<usize>) -> Result<Vec<u8>> {
+        arena.buffers[tensor.index()].to_bytes(elements, &mut arena.pager.borrow_mut())
     }
 }
 
@@ -165,7 +191,7 @@ fn run_op<T: Real>(op: &Op, m: &mut Memory<'_, T>) -> Result<()> {
         Op::Adafactor(op) => optimizer::adafactor(op, m),
         Op::AdamW(op) => optimizer::adamw(op, m),
         Op::AddNorm(op) => norm::add_norm(op, m),
-        Op::AppendKv(op) => memory::append_kv(op, m),
+        Op::AppendKv(op) => return memory::append_kv(op, m),
         Op::Bernoulli(op) => dropout::bernoulli(op, m),
         Op::ClipScale(op) => optimizer::clip_scale(op, m),
         Op::CopyRows(op) => copy::copy_rows(op, m),
@@ -182,7 +208,7 @@ fn run_op<T: Real>(op: &Op, m: &mut Memory<'_, T>) -> Result<()> {
         Op::Matmul(op) => matmul::matmul(op, m),
         Op::Norm(op) => norm::norm(op, m),
         Op::NormBackward(op) => norm::norm_backward(op, m),
-        Op::RetrievalAttention(op) => memory::retrieval_attention(op, m),
+        Op::RetrievalAttention(op) => return memory::retrieval_attention(op, m),
         Op::Rope(op) => rope::rope(op, m),
         Op::SelectBlocks(op) => memory::select_blocks(op, m),
         Op::Sgd(op) => optimizer::sgd(op, m),

@@ -27,6 +27,7 @@ pub trait Real:
     + SubAssign
     + MulAssign
     + Sum
+    + bytemuck::Pod
     + 'static
 {
     /// 0.

@@ -1,11 +1,15 @@
 //! Buffers, and what an op sees of them while it runs.
 
+use super::pager::{Page, Pager};
 use super::real::Real;
+use crate::error::Result;
+use crate::paging::PageId;
 use crate::program::Info;
 use crate::tensor::{Cols, DType, Tensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
-use std::ops::{Deref, DerefMut};
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut, Range};
 
 /// Elements of one persistent tensor or slot.
 #[derive(Clone, Debug)]
@@ -15,6 +19,11 @@ pub(super) enum Buffer<T> {
     F16(Vec<f16>),
     U32(Vec<u32>),
     I32(Vec<i32>),
+    /// A float tensor kept in pages, of this number among the paged ones, with pages of so many elements.
+    Paged {
+        tensor: usize,
+        page: usize,
+    },
 }
 
 impl<T: Real> Buffer<T> {
@@ -28,28 +37,46 @@ impl<T: Real> Buffer<T> {
         }
     }
 
-    pub(super) fn write_bytes(&mut self, bytes: &[u8]) {
+    /// Writes elements from number `first` on.
+    pub(super) fn write_bytes(&mut self, first: usize, bytes: &[u8], pager: &mut Pager<T>) -> Result<()> {
         match self {
-            Buffer::Real(v) => {
-                for (to, from) in v.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *to = T::of(f64::from(f32::from_le_bytes([from[0], from[1], from[2], from[3]])));
+            Buffer::Real(v) => widen(&mut v[first..], bytes),
+            Buffer::Bf16(v) => bytes_mut(&mut v[first..], bytes.len()).copy_from_slice(bytes),
+            Buffer::F16(v) => bytes_mut(&mut v[first..], bytes.len()).copy_from_slice(bytes),
+            Buffer::U32(v) => bytes_mut(&mut v[first..], bytes.len()).copy_from_slice(bytes),
+            Buffer::I32(v) => bytes_mut(&mut v[first..], bytes.len()).copy_from_slice(bytes),
+            Buffer::Paged { tensor, page } => {
+                for (i, bytes) in bytes.chunks(*page * 4).enumerate() {
+                    let id = PageId { tensor: *tensor, page: first / *page + i };
+                    let mut fresh = pager.fresh(id, *page);
+                    widen(&mut fresh.data, bytes);
+                    pager.put(id, fresh)?;
                 }
             }
-            Buffer::Bf16(v) => bytemuck::cast_slice_mut(v)[..bytes.len()].copy_from_slice(bytes),
-            Buffer::F16(v) => bytemuck::cast_slice_mut(v)[..bytes.len()].copy_from_slice(bytes),
-            Buffer::U32(v) => bytemuck::cast_slice_mut(v)[..bytes.len()].copy_from_slice(bytes),
-            Buffer::I32(v) => bytemuck::cast_slice_mut(v)[..bytes.len()].copy_from_slice(bytes),
         }
+        Ok(())
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        match self {
-            Buffer::Real(v) => v.iter().flat_map(|x| (x.f64() as f32).to_le_bytes()).collect(),
-            Buffer::Bf16(v) => bytemuck::cast_slice(v).to_vec(),
-            Buffer::F16(v) => bytemuck::cast_slice(v).to_vec(),
-            Buffer::U32(v) => bytemuck::cast_slice(v).to_vec(),
-            Buffer::I32(v) => bytemuck::cast_slice(v).to_vec(),
-        }
+    /// The bytes of some elements.
+    pub(super) fn to_bytes(&self, elements: Range<usize>, pager: &mut Pager<T>) -> Result<Vec<u8>> {
+        let narrow = |v: &[T]| v.iter().flat_map(|x| (x.f64() as f32).to_le_bytes()).collect::<Vec<u8>>();
+        Ok(match self {
+            Buffer::Real(v) => narrow(&v[elements]),
+            Buffer::Bf16(v) => bytemuck::cast_slice(&v[elements]).to_vec(),
+            Buffer::F16(v) => bytemuck::cast_slice(&v[elements]).to_vec(),
+            Buffer::U32(v) => bytemuck::cast_slice(&v[elements]).to_vec(),
+            Buffer::I32(v) => bytemuck::cast_slice(&v[elements]).to_vec(),
+            Buffer::Paged { tensor, page } => {
+                let mut bytes = Vec::with_capacity(elements.len() * 4);
+                for number in elements.start / page..elements.end / page {
+                    let id = PageId { tensor: *tensor, page: number };
+                    let found = pager.take(id, *page)?;
+                    bytes.extend(narrow(&found.data));
+                    pager.put(id, found)?;
+                }
+                bytes
+            }
+        })
     }
 
     pub(super) fn write_f64(&mut self, values: &[f64]) {
@@ -59,6 +86,7 @@ impl<T: Real> Buffer<T> {
             Buffer::F16(v) => v.iter_mut().zip(values).for_each(|(to, &from)| *to = f16::from_f64(from)),
             Buffer::U32(v) => v.iter_mut().zip(values).for_each(|(to, &from)| *to = from as u32),
             Buffer::I32(v) => v.iter_mut().zip(values).for_each(|(to, &from)| *to = from as i32),
+            Buffer::Paged { .. } => unreachable!("tests that look inside keep nothing in pages"),
         }
     }
 
@@ -69,7 +97,19 @@ impl<T: Real> Buffer<T> {
             Buffer::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
             Buffer::U32(v) => v.iter().map(|&x| f64::from(x)).collect(),
             Buffer::I32(v) => v.iter().map(|&x| f64::from(x)).collect(),
+            Buffer::Paged { .. } => unreachable!("tests that look inside keep nothing in pages"),
         }
+    }
+}
+
+fn bytes_mut<E: bytemuck::Pod>(elements: &mut [E], count: usize) -> &mut [u8] {
+    &mut bytemuck::cast_slice_mut(elements)[..count]
+}
+
+/// Floats from the bytes of f32.
+fn widen<T: Real>(to: &mut [T], bytes: &[u8]) {
+    for (to, from) in to.iter_mut().zip(bytes.chunks_exact(4)) {
+        *to = T::of(f64::from(f32::from_le_bytes([from[0], from[1], from[2], from[3]])));
     }
 }
 
@@ -88,6 +128,26 @@ pub(super) struct Memory<'a, T> {
     pub(super) arena: &'a mut Vec<Buffer<T>>,
     pub(super) slots: &'a mut Vec<Buffer<T>>,
     pub(super) workspace: &'a mut Vec<T>,
+    pub(super) pager: &'a RefCell<Pager<T>>,
+}
+
+/// A ring of blocks to read: all of it, or the pages that were asked for, by number.
+pub(super) enum Ring<'a, T: Real> {
+    Whole(Cow<'a, [T]>),
+    Pages(Vec<(usize, Page<T>)>),
+}
+
+impl<T: Real> Ring<'_, T> {
+    /// The elements of a page.
+    pub(super) fn page(&self, number: usize, numel: usize) -> &[T] {
+        match self {
+            Ring::Whole(all) => &all[number * numel..][..numel],
+            Ring::Pages(pages) => match pages.binary_search_by_key(&number, |(n, _)| *n) {
+                Ok(found) => &pages[found].1.data,
+                Err(_) => unreachable!("only pages that were fetched are read"),
+            },
+        }
+    }
 }
 
 /// A float buffer taken out of the table to be written; widened where it is stored in a half type.
@@ -153,7 +213,7 @@ impl<T: Real> Memory<'_, T> {
             Buffer::Real(v) => Cow::Borrowed(&v[..numel]),
             Buffer::Bf16(v) => v[..numel].iter().map(|x| T::of(x.to_f64())).collect(),
             Buffer::F16(v) => v[..numel].iter().map(|x| T::of(x.to_f64())).collect(),
-            Buffer::U32(_) | Buffer::I32(_) => unreachable!("checked while recording"),
+            Buffer::U32(_) | Buffer::I32(_) | Buffer::Paged { .. } => unreachable!("checked while recording"),
         }
     }
 
@@ -208,6 +268,41 @@ impl<T: Real> Memory<'_, T> {
     /// Puts a `u32` tensor back.
     pub(super) fn put_u32(&mut self, tensor: Tensor, values: Vec<u32>) {
         *self.buffer_mut(tensor) = Buffer::U32(values);
+    }
+
+    /// The number of a tensor that is kept in pages, among those.
+    pub(super) fn paged(&self, tensor: Tensor) -> Option<usize> {
+        match self.buffer(tensor) {
+            Buffer::Paged { tensor, .. } => Some(*tensor),
+            _ => None,
+        }
+    }
+
+    /// Pages that an op may hold at a time of a tensor with pages of `numel` elements.
+    pub(super) fn pages_at_once(&self, tensor: Tensor, numel: usize) -> usize {
+        self.paged(tensor).map_or(usize::MAX, |_| self.pager.borrow().at_once(numel))
+    }
+
+    /// The pages of these numbers, which ascend, of a float tensor; all of it where it is not kept in pages.
+    pub(super) fn fetch(
+        &self,
+        tensor: Tensor,
+        numel: usize,
+        numbers: impl Iterator<Item = usize>,
+    ) -> Result<Ring<'_, T>> {
+        let Some(paged) = self.paged(tensor) else { return Ok(Ring::Whole(self.real(tensor))) };
+        let mut pager = self.pager.borrow_mut();
+        let take = |page| Ok((page, pager.take(PageId { tensor: paged, page }, numel)?));
+        Ok(Ring::Pages(numbers.map(take).collect::<Result<_>>()?))
+    }
+
+    /// Gives fetched pages back.
+    pub(super) fn release(&self, tensor: Tensor, ring: Ring<'_, T>) -> Result<()> {
+        let (Ring::Pages(pages), Some(paged)) = (ring, self.paged(tensor)) else { return Ok(()) };
+        let mut pager = self.pager.borrow_mut();
+        pages
+            .into_iter()
+            .try_for_each(|(number, page)| pager.put(PageId { tensor: paged, page: number }, page))
     }
 
     /// Room for intermediate results, kept from run to run: grows in the first run, and then never again.

@@ -16,6 +16,19 @@ use super::*;
 /// Marks a slot without a block in the result of [`SelectBlocks`].
 pub const NO_BLOCK: u32 = u32::MAX;
 
+/// Where the unfinished block stands, behind the retrieved ones.
+///
+/// The two agree as soon as more than `k` blocks were seen. Before that, the released GPT counts the blocks seen and
+/// so puts the last of them one block too near; the released LLaMA keeps every distance true.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// At `min(blocks seen, k + 1) · block` (the released GPT; spec section 4).
+    #[default]
+    BlocksSeen,
+    /// At `(blocks retrieved + 1) · block` (the released LLaMA).
+    BlocksRetrieved,
+}
+
 /// Extents of a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryShape {
@@ -31,6 +44,8 @@ pub struct MemoryShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Position of the unfinished block.
+    pub origin: Origin,
 }
 
 /// What a memory of a given length holds; every derived number of spec section 4 in one place.
@@ -58,13 +73,23 @@ impl MemoryShape {
     pub fn state(&self, length: usize) -> MemoryState {
         let seen = length / self.block;
         let cached = seen.min(self.blocks);
-        MemoryState {
-            seen,
-            cached,
-            unfinished: length % self.block,
-            retrieved: self.top_k.min(cached),
-            start: seen.min(self.top_k + 1) * self.block,
-        }
+        let retrieved = self.top_k.min(cached);
+        let start = match self.origin {
+            Origin::BlocksSeen => seen.min(self.top_k + 1),
+            Origin::BlocksRetrieved => retrieved + 1,
+        };
+        MemoryState { seen, cached, unfinished: length % self.block, retrieved, start: start * self.block }
+    }
+
+    /// Elements of a page of the rings: one block of one key head. Rings may be kept in pages, see
+    /// [`Paging`](crate::paging::Paging).
+    pub fn page(&self) -> usize {
+        self.block * self.head_dim
+    }
+
+    /// The page of a ring that holds `slot` of row `b` and key head `head`.
+    pub fn page_of(&self, b: usize, slot: usize, head: usize) -> usize {
+        (b * self.slots() + slot) * self.kv_heads + head
     }
 
     /// Ring slot of cached block `j` (0 = the oldest kept).
@@ -84,12 +109,14 @@ fn check_ring(p: &Program, m: &MemoryShape, keys: Tensor, values: Tensor) -> Res
     expect_shape(p, "values", values, shape)
 }
 
-fn check_lengths(p: &Program, m: &MemoryShape, lengths: Tensor) -> Result<(), String> {
-    expect_dtype(p, "lengths", lengths, DType::U32)?;
-    expect_numel(p, "lengths", lengths, m.batch)
+/// Checks a number for each row of the batch.
+fn check_rowwise(p: &Program, m: &MemoryShape, field: &str, tensor: Tensor) -> Result<(), String> {
+    expect_dtype(p, field, tensor, DType::U32)?;
+    expect_numel(p, field, tensor, m.batch)
 }
 
-/// Stores a chunk: position `lengths[b] + t` of row `b` takes `k[b, skip + t]` and `v[b, skip + t]`.
+/// Stores a chunk: position `lengths[b] + t` of row `b` takes `k[b, skip + t]` and `v[b, skip + t]`, for
+/// `t < counts[b]`. What follows in the row is padding.
 ///
 /// `k` and `v` `(B, skip + T, Hkv · D)`, keys without positions. `keys` and `values`
 /// `(B, blocks + 1, Hkv, block, D)`; `landmarks` `(B, Hkv, blocks + 1, D)` keeps the keys of landmarks a second
@@ -106,6 +133,8 @@ pub struct AppendKv {
     pub v: Cols,
     /// Positions stored before this chunk, `(B)` u32.
     pub lengths: Tensor,
+    /// Positions of each row that are no padding, `(B)` u32.
+    pub counts: Tensor,
     /// Ring of keys.
     pub keys: Tensor,
     /// Ring of values.
@@ -122,6 +151,7 @@ impl Operation for AppendKv {
         o.read("k", self.k.tensor);
         o.read("v", self.v.tensor);
         o.read("lengths", self.lengths);
+        o.read("counts", self.counts);
         o.part("keys", self.keys);
         o.part("values", self.values);
         o.part("landmarks", self.landmarks);
@@ -135,7 +165,8 @@ impl Operation for AppendKv {
         }
         check_ring(p, m, self.keys, self.values)?;
         expect_shape(p, "landmarks", self.landmarks, [m.batch, m.kv_heads, m.slots(), m.head_dim])?;
-        check_lengths(p, m, self.lengths)
+        check_rowwise(p, m, "counts", self.counts)?;
+        check_rowwise(p, m, "lengths", self.lengths)
     }
     fn cost(&self, p: &Program) -> Cost {
         let elements = 2 * p.shape(self.k.tensor).rows() * self.k.width;
@@ -144,8 +175,8 @@ impl Operation for AppendKv {
     }
 }
 
-/// `out[b, h, t, j] = q[b, skip + t, h] · rope(landmark of cached block j) / sqrt(D)`, `-inf` where there is no
-/// block `j`.
+/// `out[b, h, t, j] = q[b, skip + t, h] · rope(landmark of cached block j) / sqrt(D)`; undefined where there is no
+/// block `j`, so that a memory with room for a million blocks costs what the blocks in it cost.
 ///
 /// `q` `(B, skip + T, H · D)` with positions applied; `out` `(B, H, T, blocks)`, blocks in time order.
 #[derive(Clone, Debug)]
@@ -184,7 +215,7 @@ impl Operation for LandmarkScores {
     fn check(&self, p: &Program) -> Result<(), String> {
         let m = &self.memory;
         expect_cols(p, "q", self.q)?;
-        check_lengths(p, m, self.lengths)?;
+        check_rowwise(p, m, "lengths", self.lengths)?;
         expect_shape(p, "landmarks", self.landmarks, [m.batch, m.kv_heads, m.slots(), m.head_dim])?;
         let queries = p.shape(self.q.tensor).rows() / m.batch - self.skip;
         expect_shape(p, "out", self.out, [m.batch, self.heads, queries, m.blocks])
@@ -205,10 +236,12 @@ pub enum Selection {
     MaxOverTokens,
 }
 
-/// `chosen[b, h, t, ..]` = the `min(k, cached)` best blocks in time order, then [`NO_BLOCK`].
+/// `chosen[b, h, t, ..]` = the `min(k, cached)` best blocks in time order, then [`NO_BLOCK`]; nothing but
+/// [`NO_BLOCK`] for `t >= counts[b]`.
 ///
-/// `scores` `(B, H, T, blocks)` become probabilities over the cached blocks before they are maximised. Which of
-/// equally good blocks is chosen is the backend's business; the CPU chooses as the released program does there. `chosen` `(B, H, T, k)` u32, indices of cached blocks (0 = the oldest).
+/// `scores` `(B, H, T, blocks)` become probabilities over the cached blocks before they are maximised, over the
+/// tokens that are no padding. Which of equally good blocks is chosen is the backend's business; the CPU chooses as
+/// the released program does there. `chosen` `(B, H, T, k)` u32, indices of cached blocks (0 = the oldest).
 #[derive(Clone, Debug)]
 pub struct SelectBlocks {
     /// Extents.
@@ -219,6 +252,8 @@ pub struct SelectBlocks {
     pub scores: Tensor,
     /// Positions stored so far `(B)` u32.
     pub lengths: Tensor,
+    /// Positions of each row that are no padding, `(B)` u32.
+    pub counts: Tensor,
     /// Result.
     pub chosen: Tensor,
 }
@@ -230,10 +265,12 @@ impl Operation for SelectBlocks {
     fn operands(&self, o: &mut Operands) {
         o.read("scores", self.scores);
         o.read("lengths", self.lengths);
+        o.read("counts", self.counts);
         o.write("chosen", self.chosen);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
-        check_lengths(p, &self.memory, self.lengths)?;
+        check_rowwise(p, &self.memory, "lengths", self.lengths)?;
+        check_rowwise(p, &self.memory, "counts", self.counts)?;
         expect_dtype(p, "chosen", self.chosen, DType::U32)?;
         let mut shape = p.shape(self.scores).dims().to_vec();
         *shape.last_mut().ok_or("scores have no extents")? = self.memory.top_k;
@@ -279,6 +316,9 @@ pub struct RetrievalAttention {
     pub miss: bool,
     /// Shares `S(-1)` below this count as 0 (`rem_cutoff`).
     pub miss_cutoff: Option<f32>,
+    /// If wanted, the share of the attention that goes to each chosen block, `(B, H, T, k)`: `S_{i,p_b}` of spec
+    /// section 2, 0 where there is no block.
+    pub shares: Option<Tensor>,
     /// Result.
     pub out: Tensor,
 }
@@ -296,19 +336,27 @@ impl Operation for RetrievalAttention {
         o.read("lengths", self.lengths);
         o.read("chosen", self.chosen);
         o.read("frequencies", self.frequencies);
+        o.write("shares", self.shares);
         o.write("out", self.out);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
         let (m, h) = (&self.memory, &self.heads);
         check_heads(p, h, self.q, self.k, self.v)?;
         check_ring(p, m, self.keys, self.values)?;
-        check_lengths(p, m, self.lengths)?;
+        check_rowwise(p, m, "lengths", self.lengths)?;
         if h.queries != h.keys || h.batch != m.batch || h.kv_heads != m.kv_heads || h.head_dim != m.head_dim {
             return Err(format!("{h:?} does not fit {m:?}"));
         }
         if let Some(chosen) = self.chosen {
             let queries = h.queries - usize::from(self.miss);
             expect_shape(p, "chosen", chosen, [h.batch, h.heads, queries, m.top_k])?;
+        }
+        match (self.shares, self.chosen) {
+            (Some(shares), Some(chosen)) => {
+                expect_shape(p, "shares", shares, p.shape(chosen).clone())?;
+            }
+            (Some(_), None) => return Err("shares of blocks that nobody chooses".into()),
+            (None, _) => {}
         }
         expect_numel(p, "out", self.out, h.batch * h.queries * h.heads * h.head_dim)
     }

@@ -30,7 +30,8 @@ pub use landmark_attention::{
 };
 pub use matmul::{Matmul, SumRows};
 pub use memory::{
-    AppendKv, LandmarkScores, MemoryShape, MemoryState, NO_BLOCK, RetrievalAttention, SelectBlocks, Selection,
+    AppendKv, LandmarkScores, MemoryShape, MemoryState, NO_BLOCK, Origin, RetrievalAttention, SelectBlocks,
+    Selection,
 };
 pub use norm::{AddNorm, Norm, NormBackward, NormKind};
 pub use optimizer::{Adafactor, AdamW, ClipScale, Sgd, SquaredNorm};

@@ -7,7 +7,7 @@
 use super::naive::{Key, dot, grouped_softmax};
 use super::{f32_bytes, i32_bytes, normals, u32_bytes};
 use crate::ops::{
-    AppendKv, Heads, LandmarkScores, MemoryShape, RetrievalAttention, Rope, RopeStyle, SelectBlocks,
+    AppendKv, Heads, LandmarkScores, MemoryShape, Origin, RetrievalAttention, Rope, RopeStyle, SelectBlocks,
     Selection,
 };
 use crate::program::{Layout, Program, Recorder};
@@ -49,6 +49,7 @@ pub fn cases() -> Vec<MemoryCase> {
         top_k,
         kv_heads,
         head_dim,
+        origin: Origin::BlocksSeen,
     };
     let base = MemoryCase {
         name: "each token and head, rows of different lengths",
@@ -94,6 +95,18 @@ pub fn cases() -> Vec<MemoryCase> {
             name: "all kept are retrieved",
             memory: shape(3, 3, 4, 3, 2, 4),
             style: Halves,
+            ..base.clone()
+        },
+        MemoryCase {
+            name: "distances that stay true, few blocks",
+            memory: MemoryShape { origin: Origin::BlocksRetrieved, ..shape(3, 9, 4, 5, 2, 4) },
+            style: Halves,
+            ..base.clone()
+        },
+        MemoryCase {
+            name: "distances that stay true, many blocks",
+            memory: MemoryShape { origin: Origin::BlocksRetrieved, ..shape(3, 9, 2, 2, 2, 4) },
+            selection: MaxOverTokens,
             ..base.clone()
         },
         MemoryCase { name: "k = 0", memory: shape(3, 3, 4, 0, 2, 4), ..base.clone() },
@@ -153,6 +166,8 @@ pub struct MemoryTensors {
     frequencies: Tensor,
     /// Positions stored so far, `(B)` u32; the driver advances it.
     pub lengths: Tensor,
+    /// Positions of each row that are no padding, `(B)` u32.
+    pub counts: Tensor,
     keys: Tensor,
     values: Tensor,
     landmarks: Tensor,
@@ -234,7 +249,13 @@ impl MemoryCase {
     /// Position of row `t` of a chunk, the context-miss token's at -1.
     fn position(&self, stored: usize, t: usize) -> i64 {
         let m = &self.memory;
-        let start = (stored / m.block).min(m.top_k + 1) * m.block + stored % m.block;
+        let seen = stored / m.block;
+        let blocks = match m.origin {
+            Origin::BlocksSeen => seen.min(m.top_k + 1),
+            // One block behind the retrieved ones: the last block ends where the unfinished one begins.
+            Origin::BlocksRetrieved => m.top_k.min(seen).min(m.blocks) + 1,
+        };
+        let start = blocks * m.block + stored % m.block;
         if self.miss && t == 0 { -1 } else { (start + t - self.skip()) as i64 }
     }
 
@@ -384,12 +405,27 @@ impl MemoryCase {
         let ring = [m.batch, m.slots(), m.kv_heads, m.block, m.head_dim];
         let [q, k, v, out] = [("q", q), ("k", k), ("v", k), ("out", q)]
             .map(|(name, width)| float(name, &[m.batch, longest, width]));
-        let [keys, values] = ["keys", "values"].map(|name| float(name, &ring));
+        let [keys, values] =
+            ["keys", "values"].map(|name| layout.add_paged(name, DType::F32, ring, m.page()));
+        let mut float = |name: &str, shape: &[usize]| layout.add(name, DType::F32, shape);
         let landmarks = float("landmarks", &[m.batch, m.kv_heads, m.slots(), m.head_dim]);
         let frequencies = float("frequencies", &[m.head_dim / 2]);
-        let lengths = layout.add("lengths", DType::U32, [m.batch]);
+        let [lengths, counts] = ["lengths", "counts"].map(|name| layout.add(name, DType::U32, [m.batch]));
         let positions = layout.add("positions", DType::I32, [m.batch * longest]);
-        MemoryTensors { layout, q, k, v, positions, frequencies, lengths, keys, values, landmarks, out }
+        MemoryTensors {
+            layout,
+            q,
+            k,
+            v,
+            positions,
+            frequencies,
+            lengths,
+            counts,
+            keys,
+            values,
+            landmarks,
+            out,
+        }
     }
 
     /// What to write before the first chunk: the histories as the rings hold them, and the frequencies.
@@ -432,6 +468,7 @@ impl MemoryCase {
             (t.v, f32_bytes(&chunk.v)),
             (t.positions, i32_bytes(&positions)),
             (t.lengths, u32_bytes(&lengths)),
+            (t.counts, u32_bytes(&vec![chunk.tokens as u32; self.memory.batch])),
         ]
     }
 
@@ -446,7 +483,7 @@ impl MemoryCase {
             [(t.q, q_width), (t.k, k_width), (t.v, k_width)].map(|(of, width)| view(&mut r, of, width));
         let out = view(&mut r, t.out, q_width).tensor;
         let positions = r.view(t.positions, [batch * rows]);
-        let (frequencies, lengths, style) = (t.frequencies, t.lengths, self.style);
+        let (frequencies, lengths, counts, style) = (t.frequencies, t.lengths, t.counts, self.style);
         let [q, k] = [("q turned", q0), ("k turned", k0)].map(|(name, x)| {
             let out = Cols { tensor: r.scratch(name, DType::F32, [batch, rows, x.width]), ..x };
             r.push(Rope { x, positions, frequencies, style, head_dim, inverse: false, out });
@@ -466,7 +503,7 @@ impl MemoryCase {
                 style,
                 out: scores,
             });
-            r.push(SelectBlocks { memory, selection: self.selection, scores, lengths, chosen });
+            r.push(SelectBlocks { memory, selection: self.selection, scores, lengths, counts, chosen });
             chosen
         });
         r.push(RetrievalAttention {
@@ -483,10 +520,11 @@ impl MemoryCase {
             style,
             miss: self.miss,
             miss_cutoff: self.cutoff,
+            shares: None,
             out,
         });
         let (keys, values, landmarks) = (t.keys, t.values, t.landmarks);
-        r.push(AppendKv { memory, skip, k: k0, v, lengths, keys, values, landmarks });
+        r.push(AppendKv { memory, skip, k: k0, v, lengths, counts, keys, values, landmarks });
         r.finish()
     }
 }

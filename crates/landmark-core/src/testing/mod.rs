@@ -13,10 +13,12 @@ pub mod naive;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::ops::Op;
+use crate::paging::Paging;
 use crate::program::{Layout, Program};
 use crate::random::Stream;
 use crate::tensor::Tensor;
 use std::future::Future;
+use std::ops::Range;
 use std::task::{Context, Poll, Waker};
 
 /// Passes every op of a program to `plant`, which changes it and says whether it did; returns how many it
@@ -51,22 +53,30 @@ impl<B: Backend, F: Fn(&mut Op) -> bool> Backend for Planted<B, F> {
     type Arena = B::Arena;
     type Plan = B::Plan;
 
-    fn allocate(&self, layout: &Layout) -> Result<B::Arena> {
-        self.inner.allocate(layout)
+    fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<B::Arena> {
+        self.inner.allocate_within(layout, paging)
     }
     fn compile(&self, program: &Program, arena: &B::Arena) -> Result<B::Plan> {
         let mut program = program.clone();
         alter(&mut program, &self.plant);
         self.inner.compile(&program, arena)
     }
-    fn write(&self, arena: &mut B::Arena, tensor: Tensor, bytes: &[u8]) -> Result<()> {
-        self.inner.write(arena, tensor, bytes)
+    fn write_at(&self, arena: &mut B::Arena, tensor: Tensor, first: usize, bytes: &[u8]) -> Result<()> {
+        self.inner.write_at(arena, tensor, first, bytes)
     }
     fn run(&self, plan: &mut B::Plan, arena: &mut B::Arena) -> Result<()> {
         self.inner.run(plan, arena)
     }
     fn read(&self, arena: &B::Arena, tensor: Tensor) -> impl Future<Output = Result<Vec<u8>>> {
         self.inner.read(arena, tensor)
+    }
+    fn read_at(
+        &self,
+        arena: &B::Arena,
+        tensor: Tensor,
+        elements: Range<usize>,
+    ) -> impl Future<Output = Result<Vec<u8>>> {
+        self.inner.read_at(arena, tensor, elements)
     }
 }
 

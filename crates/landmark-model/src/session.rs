@@ -1,0 +1,199 @@
+//! Reading into a landmark memory, rows of different lengths side by side.
+//!
+//! A session holds the rows of one batch, each with a memory of its own length. A step takes some tokens of each row
+//! (none of a row that is done), puts a landmark after every block that fills up (spec section 4), and pads the rows
+//! to one length; padding is neither stored nor chosen for. Since programs have static shapes, lengths are padded to
+//! powers of two up to a chunk, so that a handful of compiled programs serves every prompt.
+//!
+//! What each row reads does not depend on the rows beside it.
+
+use crate::engine::{Engine, Error, Result};
+use crate::reader::{PredictAt, given_positions, laden_length};
+use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
+use landmark_core::Backend;
+use landmark_core::ops::{MemoryShape, NO_BLOCK};
+
+/// Reads the rows of one batch.
+pub struct Session<'e, B: Backend> {
+    engine: &'e mut Engine<B>,
+    memory: MemoryShape,
+    choice: Choice,
+    predict: PredictAt,
+    /// Positions stored for each row, landmarks included.
+    lengths: Vec<usize>,
+    last: Step,
+}
+
+/// What is remembered of the last step with logits, to read its lookups.
+#[derive(Clone, Debug, Default)]
+struct Step {
+    /// Positions of a row, padding included.
+    tokens: usize,
+    /// Where the logits of each row were read.
+    at: Vec<Option<usize>>,
+    /// Lengths before the step.
+    lengths: Vec<usize>,
+}
+
+/// A block that was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Fetched {
+    /// Number of the block in the text, from 0.
+    pub block: usize,
+    /// Share of the attention that went to it (`S_{i,p_b}` of spec section 2).
+    pub share: f32,
+}
+
+impl<'e, B: Backend> Session<'e, B> {
+    /// Starts `batch` rows with empty memories; with `lengths`, rows whose memories hold so many positions already.
+    ///
+    /// # Panics
+    /// When the engine has no memory, or no room for so many rows.
+    pub fn new(
+        engine: &'e mut Engine<B>,
+        lengths: Vec<usize>,
+        selection: Granularity,
+        miss_cutoff: Option<f32>,
+        predict: PredictAt,
+    ) -> Self {
+        let memory = engine.model().memory(lengths.len()).expect("a session of a model with a memory");
+        assert!(lengths.len() <= engine.model().room.batch, "more rows than the engine has room for");
+        let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
+        Session { engine, memory, choice, predict, lengths, last: Step::default() }
+    }
+
+    /// Positions stored for each row, landmarks included.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// The engine.
+    pub fn engine(&mut self) -> &mut Engine<B> {
+        self.engine
+    }
+
+    /// Reads a piece of each row into its memory; empty ones are passed over.
+    ///
+    /// # Errors
+    /// Landmarks among the tokens, tokens outside the vocabulary, failures of the backend.
+    pub fn fill(&mut self, rows: &[&[u32]]) -> Result<()> {
+        self.run(rows, Want::Nothing)
+    }
+
+    /// Reads a piece of each row; gives the logits `(V)` of the token after each piece that is not empty.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub async fn logits(&mut self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
+        self.run(rows, Want::Logits { rows: 1 })?;
+        let model = self.engine.model();
+        let (tensor, vocab) =
+            (model.inputs.logits.expect("logits of an engine with room"), model.config.vocab_size);
+        let all = self.engine.read_first::<f32>(tensor, rows.len() * vocab).await?;
+        let of = |(row, logits): (&&[u32], &[f32])| (!row.is_empty()).then(|| logits.to_vec());
+        Ok(rows.iter().zip(all.chunks_exact(vocab)).map(of).collect())
+    }
+
+    /// What row `row` fetched to give its last logits, by layer and head; the engine was made with room for lookups.
+    /// Empty if it read nothing then.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn lookups(&self, row: usize) -> Result<Vec<Vec<Vec<Fetched>>>> {
+        let Some(&Some(at)) = self.last.at.get(row) else { return Ok(Vec::new()) };
+        let (heads, k, tokens) = (self.engine.config().heads, self.memory.top_k, self.last.tokens);
+        let state = self.memory.state(self.last.lengths[row]);
+        let oldest = state.seen - state.cached;
+        let count = self.lengths.len() * heads * tokens * k;
+        let mut layers = Vec::new();
+        for lookup in &self.engine.model().lookups {
+            let chosen = self.engine.read_first::<u32>(lookup.chosen, count).await?;
+            let shares = self.engine.read_first::<f32>(lookup.shares, count).await?;
+            let head = |h: usize| {
+                let first = ((row * heads + h) * tokens + at) * k;
+                let pairs = chosen[first..first + k].iter().zip(&shares[first..first + k]);
+                let found = pairs.filter(|&(&j, _)| j != NO_BLOCK);
+                found.map(|(&j, &share)| Fetched { block: oldest + j as usize, share }).collect()
+            };
+            layers.push((0..heads).map(head).collect());
+        }
+        Ok(layers)
+    }
+
+    fn run(&mut self, rows: &[&[u32]], want: Want) -> Result<()> {
+        assert_eq!(rows.len(), self.lengths.len(), "a piece for each row");
+        let config = self.engine.config();
+        let (landmark, vocab, extra) = (config.landmark_id, config.vocab_size, config.extra_rows());
+        let room = self.engine.model().room.tokens;
+        if rows.iter().any(|row| row.contains(&landmark)) {
+            return Err(Error::LandmarkInInput);
+        }
+        if let Some(&token) = rows.iter().copied().flatten().find(|&&token| token as usize >= vocab) {
+            return Err(Error::Token { token, vocab });
+        }
+        let block = self.memory.block;
+        let given: Vec<Vec<usize>> = rows
+            .iter()
+            .zip(&self.lengths)
+            .map(|(row, &length)| given_positions(length, row.len(), block))
+            .collect();
+        let counts: Vec<usize> = given
+            .iter()
+            .zip(&self.lengths)
+            .map(|(given, &length)| given.last().map_or(0, |&last| last + 1 + closes(length + last, block)))
+            .collect();
+        let longest = counts.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(());
+        }
+        assert!(longest <= room, "a piece of {longest} positions in an engine with room for {room}");
+        let tokens = longest.next_power_of_two().min(room);
+        // Padding is a landmark, which every vocabulary has; nothing sees it.
+        let mut ids = vec![landmark; rows.len() * tokens];
+        let mut positions = Vec::with_capacity(rows.len() * (tokens + extra));
+        for (b, (row, given)) in rows.iter().zip(&given).enumerate() {
+            given.iter().zip(*row).for_each(|(&at, &id)| ids[b * tokens + at] = id);
+            let state = self.memory.state(self.lengths[b]);
+            let start = (state.start + state.unfinished) as i32;
+            positions.extend(std::iter::repeat_n(-1, extra));
+            positions.extend((0..tokens as i32).map(|t| start + t));
+        }
+        let at: Vec<Option<usize>> = given
+            .iter()
+            .zip(&counts)
+            .map(|(given, &count)| match self.predict {
+                PredictAt::LastToken => given.last().copied(),
+                PredictAt::LastPosition => count.checked_sub(1),
+            })
+            .collect();
+        let inputs = self.engine.model().inputs;
+        self.engine.write(inputs.tokens, &ids)?;
+        self.engine.write(inputs.positions, &positions)?;
+        self.engine.write(inputs.lengths, &narrow(&self.lengths))?;
+        self.engine.write(inputs.counts, &narrow(&counts))?;
+        if let (Want::Logits { .. }, Some(wanted)) = (want, inputs.wanted) {
+            let rows: Vec<u32> =
+                at.iter().enumerate().map(|(b, at)| (b * tokens + at.unwrap_or(0)) as u32).collect();
+            self.engine.write(wanted, &rows)?;
+        }
+        let context = Context::Mem(self.choice);
+        self.engine.run(&Pass { batch: rows.len(), tokens, placement: Placement::None, context, want })?;
+        self.last = Step { tokens, at, lengths: self.lengths.clone() };
+        self.lengths.iter_mut().zip(&counts).for_each(|(length, count)| *length += count);
+        Ok(())
+    }
+}
+
+/// 1 if a landmark follows the token at this position of the text, which then ends its block.
+fn closes(position: usize, block: usize) -> usize {
+    usize::from((position + 1) % block == block - 1)
+}
+
+fn narrow(numbers: &[usize]) -> Vec<u32> {
+    numbers.iter().map(|&n| n as u32).collect()
+}
+
+/// Positions that a chunk of `tokens` ordinary tokens takes at most, rounded as a session rounds them.
+pub fn room_for(tokens: usize, block: usize) -> usize {
+    laden_length(tokens, block).next_power_of_two()
+}
