@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`safetensors`] | weights and optimiser state, ours and Hugging Face's |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
+//! | [`huggingface`] | folders in Hugging Face's layout: one file of weights or several with their index |
 //! | [`events`] | TensorBoard event files |
 //! | [`jsonl`] | metrics, one JSON object a line |
 //! | [`curve`] | the loss curve as an SVG picture |
@@ -30,6 +31,8 @@ pub mod atomic;
 pub mod curve;
 #[cfg(not(target_family = "wasm"))]
 pub mod events;
+#[cfg(not(target_family = "wasm"))]
+pub mod huggingface;
 #[cfg(not(target_family = "wasm"))]
 pub mod jsonl;
 
