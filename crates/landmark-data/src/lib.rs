@@ -9,6 +9,8 @@
 //! | [`corpus`] | what corpora look like on disk; lines of JSON |
 //! | `gpt2` | GPT-2's encoding: the split into pieces, the merges |
 //! | [`tokenizer`] | GPT-2's encoding or a `tokenizer.json`, behind one type |
+//! | `sentencepiece` | a SentencePiece `tokenizer.model` as a `tokenizer.json` |
+//! | [`tokenizer_folder`] | the tokenizer of a model's folder; one that has grown, written |
 //! | [`mod@prepare`] | reading, encoding on all cores, writing |
 //! | [`dataset`] | `dataset.json` |
 //! | [`stream`] | reading a token stream |
@@ -26,8 +28,10 @@ mod error;
 mod gpt2;
 mod hash;
 pub mod prepare;
+mod sentencepiece;
 pub mod stream;
 pub mod tokenizer;
+pub mod tokenizer_folder;
 pub mod vocabulary;
 
 pub use corpus::Corpus;
