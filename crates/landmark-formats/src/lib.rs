@@ -8,6 +8,7 @@
 //! | [`events`] | TensorBoard event files |
 //! | [`jsonl`] | metrics, one JSON object a line |
 //! | [`curve`] | the loss curve as an SVG picture |
+//! | [`pages`] | a landmark memory: saved, or in a scratch file |
 //! | [`atomic`] | how every whole file gets onto the disk: under a temporary name, synced, renamed |
 //!
 //! What all of them have in common is a view of input: a file is hostile until parsed. A reader here returns an
@@ -35,5 +36,7 @@ pub mod events;
 pub mod huggingface;
 #[cfg(not(target_family = "wasm"))]
 pub mod jsonl;
+#[cfg(not(target_family = "wasm"))]
+pub mod pages;
 
 pub use error::{Error, Result};
