@@ -1,7 +1,7 @@
 //! Does a model find again what it read long ago?
 //!
 //! A *probe* hides something in a long text and asks for it. Here are the prompts, made by rule and without a
-//! network; the scores; the reports.
+//! network; the scores; the reports; and a view of what a memory looked up on the way to an answer.
 //!
 //! | module | what it knows |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | [`run`] | asks an [`Answerer`] all questions of a [`Suite`](case::Suite), but those answered before |
 //! | `journal`, `prompts` | answers kept as they come; prompts written for other programs, and their answers |
 //! | [`summary`], [`table`], [`csv`], `heatmap` | what came of it: numbers, text, picture |
+//! | [`lookup`] | which blocks were fetched for each token of an answer, for a terminal and as a page |
 //!
 //! No model and no tokenizer is known here: whoever asks implements [`Answerer`]. Tests do so with answerers that know
 //! the rule by which the prompts were made, so the code that scores a model is the code that gives them 0 and 100.
@@ -27,6 +28,7 @@ mod draw;
 mod error;
 pub mod filler;
 mod fit;
+pub mod lookup;
 pub mod passkey;
 pub mod retrieval;
 pub mod run;
