@@ -57,7 +57,7 @@ pub(super) fn to_text(lookup: &Lookup, look: &Look) -> String {
         for (place, (block, share)) in top.into_iter().enumerate() {
             let name = if place == 0 { name.clone() } else { " ".repeat(name.chars().count()) };
             let mark = if lookup.needle.contains(&block) { "*" } else { " " };
-            let head = format!("{name} {:>5.1} % {mark}block {block:<6} ", share * 100.0);
+            let head = format!("{name} {:>5} % {mark}block {block:<6} ", percent(share));
             let room = look.width.saturating_sub(head.chars().count()).max(16);
             let excerpt = excerpt(&lookup.blocks[block].text, room);
             let _ = match look.colours {
@@ -97,6 +97,11 @@ fn arrows(needle: &[usize], blocks: usize, cells: usize) -> String {
     };
     let line: String = (0..cells).map(|cell| if is_here(cell) { '↑' } else { ' ' }).collect();
     line.trim_end().to_owned()
+}
+
+/// A share in percent, to a tenth; less than that is not nothing.
+fn percent(share: f64) -> String {
+    if share < 0.0005 { "<0.1".to_owned() } else { format!("{:.1}", share * 100.0) }
 }
 
 fn quoted(text: &str) -> String {
@@ -150,6 +155,7 @@ a model: 4 blocks, 2 layers, 2 heads each
         let mut shares = vec![0.0; 20_001];
         shares[20_000] = 0.3;
         let strip = strip(&shares, 80);
+        assert_eq!([percent(0.0005), percent(0.000_49), percent(1.0)], ["0.1", "<0.1", "100.0"]);
         assert!(strip.ends_with("·█") && strip.chars().count() == 80);
         assert_eq!(arrows(&[20_000], 20_001, 80), format!("{}↑", " ".repeat(79)));
     }
