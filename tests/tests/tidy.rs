@@ -13,12 +13,16 @@ const LONGEST: usize = 700;
 const DOORS: [&str; 2] = ["crates/landmark-core/src/cpu/gemm.rs", "crates/landmark-formats/src/bytes.rs"];
 
 /// Which crates of this workspace a crate may depend on. Backends will know the core and not each other.
-const MAY_KNOW: [(&str, &[&str]); 6] = [
+const MAY_KNOW: [(&str, &[&str]); 7] = [
     ("landmark-core", &[]),
     ("landmark-model", &["landmark-core"]),
     ("landmark-formats", &[]),
     ("landmark-data", &["landmark-formats"]),
-    ("landmark-cli", &["landmark-core", "landmark-data", "landmark-formats", "landmark-model"]),
+    ("landmark-probe", &["landmark-formats"]),
+    (
+        "landmark-cli",
+        &["landmark-core", "landmark-data", "landmark-formats", "landmark-model", "landmark-probe"],
+    ),
     ("landmark-tests", &["landmark-core", "landmark-data", "landmark-formats", "landmark-model"]),
 ];
 
