@@ -24,6 +24,8 @@ use landmark_model::config::{Biases, ModelConfig};
 use landmark_model::engine::{self, Engine};
 use landmark_model::preset::Preset;
 use landmark_model::released;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::huggingface::ModelFolder;
@@ -217,6 +219,30 @@ impl Checkpoint {
                 other => other,
             })?;
         Ok(dropped)
+    }
+
+    /// A name for what the model computes: SHA-256 of its configuration and of the values of all weights, in
+    /// hexadecimal. Files of other types with the same values have the same one.
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    pub fn fingerprint(&self, config: &ModelConfig) -> Result<String> {
+        let mut weights = self.weights()?;
+        weights.sort();
+        // Weight by weight in parallel: a hash alone is slower than the disk.
+        let digests = weights.par_iter().map(|(name, shape)| -> Result<_> {
+            let mut hash = Sha256::new_with_prefix(format!("{name} {shape:?} "));
+            if let Some((_, values)) = self.find(name)? {
+                for values in values.chunks(1 << 16) {
+                    hash.update(bytemuck::cast_slice::<f32, u8>(values));
+                }
+            }
+            Ok(hash.finalize())
+        });
+        let digests = digests.collect::<Result<Vec<_>>>()?;
+        let mut whole = Sha256::new_with_prefix(format!("{config:?}"));
+        digests.iter().for_each(|digest| whole.update(digest));
+        Ok(whole.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn find(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>> {

@@ -91,6 +91,9 @@ pub enum Error {
     /// A file of a known format that cannot be read or written.
     #[error(transparent)]
     Formats(#[from] landmark_formats::Error),
+    /// A report or picture of a test that cannot be made.
+    #[error(transparent)]
+    Probe(#[from] landmark_probe::Error),
     /// A corpus, tokenizer or token stream that cannot be used.
     #[error(transparent)]
     Data(#[from] landmark_data::Error),

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod args;
 pub mod checkpoint;
 pub mod commands;
@@ -21,6 +22,7 @@ pub mod huggingface;
 pub mod machine;
 pub mod python;
 pub mod report;
+pub mod session;
 pub mod settings;
 pub mod stream;
 pub mod training;

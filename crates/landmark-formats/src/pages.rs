@@ -44,8 +44,14 @@ pub struct MemoryInfo {
     pub block: usize,
     /// Positions stored, landmarks included.
     pub positions: usize,
-    /// Ordinary tokens of the text.
+    /// Ordinary tokens of the text. Those behind the last whole chunk are not in the memory yet.
     pub tokens: usize,
+    /// Ordinary tokens of the chunks in which it was read.
+    pub chunk: usize,
+    /// Blocks retrieved while it was read.
+    pub top_k: usize,
+    /// How finely they were chosen.
+    pub retrieval: String,
 }
 
 impl MemoryInfo {
@@ -74,7 +80,7 @@ impl MemoryInfo {
         let product = |factors: &[usize]| {
             factors.iter().try_fold(1_u64, |product, &factor| product.checked_mul(factor as u64))
         };
-        if self.block < 2 || [self.layers, self.kv_heads, self.head_dim, self.positions].contains(&0) {
+        if self.block < 2 || [self.layers, self.kv_heads, self.head_dim].contains(&0) {
             return None;
         }
         let pages = product(&[2, self.layers, self.positions.div_ceil(self.block), self.kv_heads])?;
@@ -205,7 +211,7 @@ impl MemoryFile {
             .map_err(|e| damaged(&format!("its description cannot be understood ({e})")))?;
         let sizes = info.sizes().ok_or_else(|| damaged("its description is that of no memory"))?;
         let total = sizes.iter().try_fold(8_u64, |sum, &size| sum.checked_add(size));
-        if total != Some(at) || info.tokens > info.positions {
+        if total != Some(at) || info.positions - info.blocks() > info.tokens {
             return Err(damaged("its length is not the one that its description gives"));
         }
         // Bounded by the length of the file, which was just checked.
@@ -363,6 +369,9 @@ mod tests {
             block: 3,
             positions: 7,
             tokens: 5,
+            chunk: 2,
+            top_k: 1,
+            retrieval: "max_over_heads".into(),
         }
     }
 

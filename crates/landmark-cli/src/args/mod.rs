@@ -5,11 +5,13 @@
 //! Rejected: rewriting the arguments before they are parsed, which cannot tell a flag from a value that looks
 //! like one. As with the released program, a flag given twice counts as given last.
 
+pub mod ask;
 pub mod bench;
 pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod info;
+pub mod memory;
 pub mod prepare;
 pub mod released;
 pub mod train;
@@ -44,7 +46,11 @@ pub enum Command {
     /// Measure a model's loss, with or without memory.
     Eval(Box<eval::EvalArgs>),
     /// Continue a text.
-    Generate(generate::GenerateArgs),
+    Generate(Box<generate::GenerateArgs>),
+    /// Read a text once and save the memory of it.
+    Index(Box<ask::IndexArgs>),
+    /// Answer a question from a saved memory, without reading the text again.
+    Ask(Box<ask::AskArgs>),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
@@ -84,6 +90,8 @@ impl Command {
             Command::Train(args) => &args.common,
             Command::Eval(args) => &args.common,
             Command::Generate(args) => &args.common,
+            Command::Index(args) => &args.common,
+            Command::Ask(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -139,7 +147,7 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, eval, generate, demo, bench, info; \
+                help: "give one of prepare, train, eval, generate, index, ask, demo, bench, info; \
                        landmark --help describes them"
                     .to_owned(),
             };

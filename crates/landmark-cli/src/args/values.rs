@@ -1,5 +1,6 @@
 //! Values of flags: the words of the released program, `None` among them.
 
+use landmark_model::record::Granularity;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -199,6 +200,33 @@ pub enum Selection {
     MaxOverHeads,
     /// One choice a head.
     MaxOverTokens,
+}
+
+impl Selection {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Selection::PerTokenAndHead => "per_token_and_head",
+            Selection::MaxOverHeads => "max_over_heads",
+            Selection::MaxOverTokens => "max_over_tokens",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Selection> {
+        let all = [Selection::PerTokenAndHead, Selection::MaxOverHeads, Selection::MaxOverTokens];
+        all.into_iter().find(|selection| selection.name() == name)
+    }
+}
+
+impl From<Granularity> for Selection {
+    fn from(granularity: Granularity) -> Selection {
+        match granularity {
+            Granularity::PerTokenAndHead => Selection::PerTokenAndHead,
+            Granularity::MaxOverHeads => Selection::MaxOverHeads,
+            Granularity::MaxOverTokens => Selection::MaxOverTokens,
+        }
+    }
 }
 
 /// `--optimization_process`.

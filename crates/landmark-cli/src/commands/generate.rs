@@ -1,32 +1,22 @@
-//! `landmark generate`: flags to settings, a prompt to tokens, tokens to text as they come.
+//! `landmark generate`: flags to settings, prompts to tokens, tokens to text as they come.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use landmark_core::{Backend, Cpu};
-use landmark_data::Tokenizer;
-use landmark_model::config::{Attention, ModelConfig};
-use landmark_model::engine::Engine;
-use landmark_model::generate::{self, Generator, fitting_chunk, fitting_top_k};
+use landmark_model::config::Attention;
+use landmark_model::generate::Generator;
 use landmark_model::model::CacheShape;
-use landmark_model::reader::PredictAt;
 use landmark_model::sample::Sampling;
-use pollster::block_on;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::args::generate::GenerateArgs;
-use crate::args::values::LmCache;
-use crate::checkpoint::{AttentionBias, Checkpoint};
+use crate::answer::{self, Continuation, Times};
+use crate::args::generate::{AnswerArgs, GenerateArgs};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::evaluation::granularity;
 use crate::machine::peak_memory;
 use crate::report::Report;
-use crate::settings::{Given, RunArgs};
-
-/// Blocks retrieved, if the trained context has room for them.
-const DEFAULT_TOP_K: usize = 5;
+use crate::session::{self, Opened};
 
 /// Prompts longer than this are mistakes (a wrong file): about a hundred million tokens.
 const LONGEST_PROMPT: u64 = 512 << 20;
@@ -42,6 +32,8 @@ pub enum Prompt {
     Stdin,
     /// Tokens.
     Tokens(Vec<u32>),
+    /// One of each line of a file.
+    Lines(PathBuf),
 }
 
 /// A generation, checked.
@@ -60,24 +52,31 @@ pub struct GenerateSettings {
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn settings(args: &GenerateArgs) -> Result<GenerateSettings> {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
-    sampling.validate()?;
-    let prompt = match (&args.prompt, &args.prompt_file, &args.prompt_tokens) {
-        (Some(text), _, _) => Prompt::Text(text.clone()),
-        (_, Some(file), _) => Prompt::File(file.clone()),
-        (_, _, Some(tokens)) => Prompt::Tokens(tokens.clone()),
+    let sampling = sampling(&args.answer)?;
+    let prompt = match (&args.prompt, &args.prompt_file, &args.prompt_tokens, &args.prompts) {
+        (Some(text), ..) => Prompt::Text(text.clone()),
+        (_, Some(file), ..) => Prompt::File(file.clone()),
+        (_, _, Some(tokens), _) => Prompt::Tokens(tokens.clone()),
+        (.., Some(file)) => Prompt::Lines(file.clone()),
         _ => Prompt::Stdin,
     };
-    for (flag, count) in [
-        ("--mem-cache-size", args.mem_cache_size),
-        ("--mem-cache-freq", args.mem_cache_freq),
-        ("--mid-length", args.mid_length),
-    ] {
-        if count == Some(0) {
-            return Err(Error::flag(flag, "must be at least 1", ""));
-        }
+    if args.batch_size == 0 {
+        return Err(Error::flag("--batch-size", "must be at least 1", ""));
+    }
+    if args.answer.lookups_html.is_some() && matches!(prompt, Prompt::Lines(_)) {
+        return Err(Error::flag("--lookups-html", "shows one prompt", "give --lookups --json for many"));
     }
     Ok(GenerateSettings { prompt, sampling, device: args.device.device.select()? })
+}
+
+/// How tokens are chosen.
+///
+/// # Errors
+/// Names the flag that cannot be followed.
+pub fn sampling(args: &AnswerArgs) -> Result<Sampling> {
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    sampling.validate()?;
+    Ok(sampling)
 }
 
 impl Prompt {
@@ -87,7 +86,7 @@ impl Prompt {
     /// If the file or standard input cannot be read, is too long, or is not UTF-8.
     pub fn text(&self) -> Result<Option<String>> {
         let (name, input): (&Path, Box<dyn Read>) = match self {
-            Prompt::Tokens(_) => return Ok(None),
+            Prompt::Tokens(_) | Prompt::Lines(_) => return Ok(None),
             Prompt::Text(text) => return Ok(Some(text.clone())),
             Prompt::Stdin => (Path::new("<standard input>"), Box::new(std::io::stdin().lock())),
             Prompt::File(path) => {
@@ -110,59 +109,70 @@ impl Prompt {
     }
 }
 
-/// The cache that a generation uses, and the chunks in which its prompt is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// The cache.
-    pub cache: CacheShape,
-    /// Ordinary tokens of a chunk.
-    pub chunk: usize,
+/// A line of `--prompts`.
+#[derive(Clone, Debug, Deserialize)]
+struct Line {
+    prompt: Option<String>,
+    prompt_tokens: Option<Vec<u32>>,
 }
 
-/// Resolves the flags of the memory for a model that was trained with the settings `run`, and a text of `length`
-/// tokens in all.
-///
-/// # Errors
-/// Names the flag that cannot be followed.
-pub fn memory(args: &GenerateArgs, run: &RunArgs, config: &ModelConfig, length: usize) -> Result<Memory> {
-    let is_landmark = config.attention != Attention::Plain;
-    let default = if is_landmark { LmCache::Mem } else { LmCache::None };
-    let chunk = args.mid_length;
-    match args.lm_cache.unwrap_or(default) {
-        LmCache::None => Ok(Memory { cache: CacheShape::None, chunk: config.context }),
-        LmCache::Kv | LmCache::KvTrain => {
-            // Keys farther back than the trained context are of no use to a model that never saw the distance.
-            let positions = args.mem_cache_size.unwrap_or(length.min(config.context));
-            let chunk = chunk.unwrap_or(config.context.min(256)).min(length);
-            Ok(Memory { cache: CacheShape::Kv { positions }, chunk })
+/// A prompt as tokens, and whether it was a text, which ends where the model says so.
+struct Prompted {
+    tokens: Vec<u32>,
+    is_text: bool,
+}
+
+fn prompts(prompt: &Prompt, opened: &Opened) -> Result<Vec<Prompted>> {
+    if let Some(text) = prompt.text()? {
+        return Ok(vec![Prompted { tokens: opened.encode(&text)?, is_text: true }]);
+    }
+    let path = match prompt {
+        Prompt::Lines(path) => path,
+        Prompt::Tokens(tokens) => return Ok(vec![Prompted { tokens: tokens.clone(), is_text: false }]),
+        _ => return Ok(Vec::new()),
+    };
+    let text = Prompt::File(path.clone()).text()?.unwrap_or_default();
+    let wrong = |number: usize, reason: String| Error::Input {
+        path: path.clone(),
+        reason: format!("line {}: {reason}", number + 1),
+        help: "each line is {\"prompt\": \"...\"} or {\"prompt_tokens\": [1, 2]}".to_owned(),
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let read = |(number, line): (usize, &str)| -> Result<Prompted> {
+        let line: Line = serde_json::from_str(line).map_err(|error| wrong(number, error.to_string()))?;
+        match (line.prompt, line.prompt_tokens) {
+            (Some(text), None) => Ok(Prompted { tokens: opened.encode(&text)?, is_text: true }),
+            (None, Some(tokens)) => Ok(Prompted { tokens, is_text: false }),
+            _ => Err(wrong(number, "it has to hold one of prompt and prompt_tokens".to_owned())),
         }
-        LmCache::Mem if !is_landmark => Err(Error::flag(
-            "--lm-cache",
-            "mem finds blocks by their landmarks, and this model has none",
-            "use kv or none for this model",
-        )),
-        LmCache::Mem => {
-            let freq = args.mem_cache_freq.or(run.mem_freq).or(run.mem_cache_freq).ok_or_else(|| {
-                let help = "give the number of ordinary tokens between landmarks that it was trained with";
-                Error::flag("--mem-cache-freq", "the checkpoint does not say how long its blocks are", help)
-            })?;
-            let block = freq.max(1).saturating_add(1);
-            let top_k =
-                args.cache_topk.unwrap_or_else(|| fitting_top_k(config.context, block, DEFAULT_TOP_K));
-            let blocks = args.mem_cache_size.unwrap_or(length / (block - 1) + 1);
-            let chunk = chunk.unwrap_or_else(|| fitting_chunk(config.context, block, top_k)).min(length);
-            Ok(Memory { cache: CacheShape::Mem { blocks, block, top_k }, chunk })
-        }
+    };
+    let found = lines.map(read).collect::<Result<Vec<_>>>()?;
+    match found.is_empty() {
+        true => Err(wrong(0, "there is no prompt in the file".to_owned())),
+        false => Ok(found),
     }
 }
 
-/// What a generation gave.
+/// What a generation gave, of one prompt.
 #[derive(Clone, Debug, Serialize)]
 struct Outcome {
-    new_tokens: Vec<u32>,
-    text: String,
-    prompt_tokens: usize,
-    /// Tokens of the prompt read in each second.
+    #[serde(flatten)]
+    continuation: Continuation,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+/// What a generation gave, of several prompts.
+#[derive(Clone, Debug, Serialize)]
+struct Outcomes {
+    results: Vec<Continuation>,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Speed {
+    /// Tokens of the prompts read in each second.
     prompt_tokens_per_second: f64,
     /// Tokens generated in each second.
     tokens_per_second: f64,
@@ -175,18 +185,10 @@ struct Outcome {
 /// If the flags cannot be followed, the checkpoint cannot be read, or a token cannot be chosen.
 pub fn run(args: &GenerateArgs, report: &Report) -> Result<()> {
     let settings = settings(args)?;
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let tokenizer = match &args.tokenizer {
-        Some(path) => Tokenizer::from_file(path, None)?,
-        None => Tokenizer::gpt2(),
-    };
-    let prompt = match (settings.prompt.text()?, &settings.prompt) {
-        (Some(text), _) => tokenizer.encode_ordinary(&text)?,
-        (None, Prompt::Tokens(tokens)) => tokens.clone(),
-        (None, _) => Vec::new(),
-    };
+    let opened = Opened::open(&args.model)?;
+    let prompts = prompts(&settings.prompt, &opened)?;
     match settings.device {
-        Device::Cpu => run_on(Cpu::<f32>::new(), args, &settings, &checkpoint, &tokenizer, &prompt, report),
+        Device::Cpu => run_on(Cpu::<f32>::new(), args, &settings, &opened, &prompts, report),
     }
 }
 
@@ -194,57 +196,57 @@ fn run_on<B: Backend>(
     backend: B,
     args: &GenerateArgs,
     settings: &GenerateSettings,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
+    opened: &Opened,
+    prompts: &[Prompted],
     report: &Report,
 ) -> Result<()> {
-    let run = RunArgs::resolve(checkpoint.settings(), &Given::default());
-    let config = checkpoint.config(&run)?;
-    let Memory { cache, chunk } =
-        memory(args, &run, &config, prompt.len().saturating_add(args.max_new_tokens).max(1))?;
-    let how = generate::Settings {
-        sampling: settings.sampling.clone(),
-        seed: args.seed,
-        chunk,
-        selection: granularity(args.cache_selection_method.unwrap_or(run.cache_selection_method)),
-        miss_cutoff: run.rem_cutoff.map(|cutoff| cutoff as f32),
-        predict: PredictAt::of(&config),
-        lookups: false,
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let memory = opened.memory(&args.memory, longest.saturating_add(args.answer.max_new_tokens))?;
+    let batch = match memory.cache {
+        CacheShape::Mem { .. } => args.batch_size.min(prompts.len()),
+        CacheShape::Kv { .. } | CacheShape::None => 1,
     };
-    let mut engine = Engine::new(backend, config.clone(), how.room(&config, cache, 1))?;
-    checkpoint.load(&mut engine, AttentionBias::Keep)?;
-    let mut generator = Generator::new(&mut engine, how, 1)?;
-    let began = Instant::now();
-    let progress = report.progress("reading the prompt", prompt.len() as u64, "tokens");
-    block_on(generator.read(&[prompt], |done| progress.at(done as u64, "")))?;
-    drop(progress);
-    let read = began.elapsed().as_secs_f64();
-
-    let began = Instant::now();
-    let mut decoder = tokenizer.decode_stream();
-    let (mut new_tokens, mut text) = (Vec::new(), String::new());
-    for _ in 0..args.max_new_tokens {
-        let Some(token) = block_on(generator.next())?[0] else { break };
-        new_tokens.push(token);
-        let piece = decoder.push(token);
-        text += &piece;
-        if !args.no_stream {
-            report.stream(&piece)?;
-        }
+    let lookups = args.answer.wants_lookups();
+    let mut engine = session::engine(backend, opened, &memory, &args.memory, batch, lookups, None)?;
+    let mut results = Vec::with_capacity(prompts.len());
+    let mut times = Times::default();
+    for group in prompts.chunks(batch.max(1)) {
+        let how = memory.settings(settings.sampling.clone(), args.answer.seed, lookups);
+        let mut generator = Generator::new(&mut engine, how, group.len())?;
+        let tokens: Vec<&[u32]> = group.iter().map(|prompt| prompt.tokens.as_slice()).collect();
+        let is_ended = !args.answer.ignore_eos && group.iter().all(|prompt| prompt.is_text);
+        let end = if is_ended { opened.end_tokens() } else { Vec::new() };
+        let (found, taken) =
+            answer::answer(&mut generator, &tokens, &end, opened.tokenizer.as_ref(), &args.answer, report)?;
+        times = Times { read: times.read + taken.read, written: times.written + taken.written };
+        results.extend(found);
     }
-    let rest = decoder.finish();
-    text += &rest;
-    report.print(if args.no_stream { &text } else { &rest })?;
-    let seconds = began.elapsed().as_secs_f64();
-    report.json(&Outcome {
-        tokens_per_second: new_tokens.len() as f64 / seconds,
-        new_tokens,
-        text,
-        prompt_tokens: prompt.len(),
-        prompt_tokens_per_second: prompt.len() as f64 / read,
+    if prompts.len() > 1 || args.answer.no_stream {
+        results.iter().try_for_each(|result| report.print(&result.text))?;
+    }
+    if let (true, CacheShape::Mem { block, .. }) = (lookups, memory.cache) {
+        for (prompt, result) in prompts.iter().zip(&results) {
+            let title = opened.checkpoint.path().display().to_string();
+            let shape = (opened.config.layers, opened.config.heads);
+            let lookup =
+                answer::lookup(&title, &prompt.tokens, block, opened.tokenizer.as_ref(), shape, result);
+            answer::show(&lookup, &args.answer, report)?;
+        }
+    } else if lookups {
+        let what =
+            if opened.config.attention == Attention::Plain { "this model has" } else { "this run has" };
+        report.warn(format!("nothing is looked up: {what} no landmark memory"));
+    }
+    let count = |of: &dyn Fn(&Continuation) -> usize| results.iter().map(of).sum::<usize>() as f64;
+    let speed = Speed {
+        prompt_tokens_per_second: count(&|c| c.prompt_tokens) / times.read,
+        tokens_per_second: count(&|c| c.new_tokens.len()) / times.written,
         peak_memory_bytes: peak_memory(),
-    })
+    };
+    match (&settings.prompt, results.len()) {
+        (Prompt::Lines(_), _) | (_, 0) => report.json(&Outcomes { results, speed }),
+        _ => report.json(&Outcome { continuation: results.remove(0), speed }),
+    }
 }
 
 #[cfg(test)]
@@ -253,7 +255,7 @@ mod tests {
     use crate::args::{Command, parse};
 
     fn resolve(flags: &[&str]) -> Result<GenerateSettings> {
-        let line = [&["landmark", "generate", "--checkpoint", "a"], flags].concat();
+        let line = [&["landmark", "generate", "--model", "a"], flags].concat();
         let Command::Generate(generate) = parse(line)?.command else { panic!() };
         settings(&generate)
     }
@@ -271,32 +273,9 @@ mod tests {
 
     #[test]
     fn impossible_choices_are_usage_errors() {
-        for flags in [["--temperature", "-1"], ["--top-k", "0"], ["--top-p", "1.5"], ["--mid-length", "0"]] {
+        for flags in [["--temperature", "-1"], ["--top-k", "0"], ["--top-p", "1.5"], ["--batch-size", "0"]] {
             assert_eq!(resolve(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }
-    }
-
-    /// A model of context 64 and blocks of 8: with k 5, two blocks of 7 tokens are left for a chunk.
-    #[test]
-    fn memories_fit_model_and_text() {
-        let resolve = |model: &str, flags: &str| {
-            let line = format!("landmark generate --checkpoint a {flags}");
-            let Command::Generate(args) = parse(line.split_whitespace()).unwrap().command else { panic!() };
-            let stored = serde_json::json!({"model": model, "n_embd": 64, "n_head": 4, "n_layer": 2,
-                "sequence_length": 64, "mem_freq": 7});
-            let run = RunArgs::resolve(stored.as_object().unwrap(), &Given::default());
-            let config = landmark_model::released::config(&run.to_map()).unwrap();
-            memory(&args, &run, &config, 1000)
-        };
-        let mem = |blocks, block, top_k| CacheShape::Mem { blocks, block, top_k };
-        assert_eq!(resolve("landmark", "").unwrap(), Memory { cache: mem(143, 8, 5), chunk: 14 });
-        let given =
-            resolve("landmark", "--mem_cache_size 9 --mem_cache_freq 3 --cache_topk 2 --mid_length 30");
-        assert_eq!(given.unwrap(), Memory { cache: mem(9, 4, 2), chunk: 30 });
-        assert_eq!(resolve("base", "").unwrap().cache, CacheShape::None);
-        assert_eq!(resolve("landmark", "--lm_cache none").unwrap().cache, CacheShape::None);
-        assert_eq!(resolve("base", "--lm_cache kv").unwrap().cache, CacheShape::Kv { positions: 64 });
-        assert!(resolve("base", "--lm_cache mem").unwrap_err().to_string().starts_with("--lm-cache: "));
     }
 
     #[test]

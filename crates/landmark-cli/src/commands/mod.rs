@@ -1,5 +1,6 @@
 //! What the commands do: each resolves its flags into settings, then runs.
 
+pub mod ask;
 pub mod bench;
 pub mod demo;
 pub mod eval;
@@ -31,6 +32,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Train(args) => train::run(args, &report),
         Command::Eval(args) => eval::run(args, &report),
         Command::Generate(args) => generate::run(args, &report),
+        Command::Index(args) => ask::index(args, &report),
+        Command::Ask(args) => ask::ask(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),

@@ -1,0 +1,406 @@
+//! A model, opened to be asked: the settings of its memory resolved, its blocks put into their tiers.
+//!
+//! `generate`, `index`, `ask`, `passkey` and `retrieval` all begin here, so that a flag means the same in each.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytesize::ByteSize;
+use landmark_core::{Backend, PageId, PageStore, Paging};
+use landmark_data::Tokenizer;
+use landmark_formats::pages::{MemoryFile, ScratchPages};
+use landmark_model::config::{Attention, ModelConfig};
+use landmark_model::engine::Engine;
+use landmark_model::generate::{Settings, fitting_chunk, fitting_top_k};
+use landmark_model::model::CacheShape;
+use landmark_model::preset::Preset;
+use landmark_model::reader::PredictAt;
+use landmark_model::record::Granularity;
+use landmark_model::sample::Sampling;
+
+use crate::args::memory::{MemoryArgs, ModelArgs};
+use crate::args::values::{LmCache, Selection};
+use crate::checkpoint::{AttentionBias, Checkpoint};
+use crate::error::{Error, Result};
+use crate::evaluation::granularity;
+use crate::settings::{Given, RunArgs};
+
+/// Blocks retrieved, if the trained context has room for them.
+const DEFAULT_TOP_K: usize = 5;
+
+/// Bytes of pages kept in memory beside a file, if no budget is given.
+const BESIDE_A_FILE: u64 = 256 << 20;
+
+/// Pages that have to fit the budget at the least: one in use, and one to come.
+const FEWEST_PAGES: u64 = 4;
+
+/// A model whose files are open; its weights are not read yet.
+pub struct Opened {
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// The settings that it was trained with, as far as the released program names them.
+    pub run: RunArgs,
+    /// The model.
+    pub config: ModelConfig,
+    /// Its tokenizer, if it has one. Tokens can be given and had without.
+    pub tokenizer: Option<Tokenizer>,
+    /// Settings that its files did not say.
+    pub preset: Option<Preset>,
+}
+
+impl Opened {
+    /// Opens a model.
+    ///
+    /// # Errors
+    /// If there is none, its files are damaged, or its tokenizer is another model's.
+    pub fn open(args: &ModelArgs) -> Result<Opened> {
+        let mut checkpoint = Checkpoint::open(args.path()?)?;
+        let preset = match &args.preset {
+            None => None,
+            Some(name) => Some(Preset::named(name).ok_or_else(|| {
+                let known: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
+                Error::flag(
+                    "--preset",
+                    format!("there is no preset {name:?}"),
+                    format!("give {}", known.join(" or ")),
+                )
+            })?),
+        };
+        if let Some(preset) = &preset {
+            checkpoint = checkpoint.with_preset(preset)?;
+        }
+        let run = RunArgs::resolve(checkpoint.settings(), &Given::default());
+        let config = checkpoint.config(&run)?;
+        let tokenizer = match &args.tokenizer {
+            Some(path) => Some(Tokenizer::from_file(path, None)?),
+            // The GPTs are trained on GPT-2's tokens, and come without a tokenizer.
+            None if checkpoint.hugging_face().is_none() => Some(Tokenizer::gpt2()),
+            None => checkpoint.tokenizer()?,
+        };
+        Ok(Opened { checkpoint, run, config, tokenizer, preset })
+    }
+
+    /// Tokens of a text as the model is to see it, with what the tokenizer puts in front.
+    ///
+    /// # Errors
+    /// If the text cannot be encoded, or the tokenizer has tokens that the model lacks.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        self.known(tokenizer, tokenizer.encode(text)?)
+    }
+
+    /// Tokens of a text that follows another.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        self.known(tokenizer, tokenizer.encode_ordinary(text)?)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If the model has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::Input {
+            path: self.checkpoint.path().to_owned(),
+            reason: "has no tokenizer.json and no tokenizer.model".to_owned(),
+            help: "give one with --tokenizer, or give tokens (--prompt-tokens)".to_owned(),
+        })
+    }
+
+    fn known(&self, tokenizer: &Tokenizer, tokens: Vec<u32>) -> Result<Vec<u32>> {
+        match tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            None => Ok(tokens),
+            Some(token) => Err(Error::flag(
+                "--tokenizer",
+                format!(
+                    "{} gives token {token}, the model has {}",
+                    tokenizer.info().name,
+                    self.config.vocab_size
+                ),
+                "give the tokenizer.json that the model was trained with",
+            )),
+        }
+    }
+
+    /// Tokens after which nothing more is generated.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        match self.checkpoint.hugging_face() {
+            Some(folder) => landmark_model::huggingface::token_ids(folder.fields(), "eos_token_id"),
+            None => self.tokenizer.iter().map(Tokenizer::eot).collect(),
+        }
+    }
+
+    /// Resolves the flags of the memory for a text of `length` tokens in all.
+    ///
+    /// # Errors
+    /// Names the flag that cannot be followed.
+    pub fn memory(&self, args: &MemoryArgs, length: usize) -> Result<Memory> {
+        memory(args, &self.run, &self.config, self.preset.as_ref(), length)
+    }
+}
+
+/// A memory as the flags ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The cache.
+    pub cache: CacheShape,
+    /// Ordinary tokens of a chunk.
+    pub chunk: usize,
+    /// How finely blocks are chosen.
+    pub selection: Granularity,
+    /// Shares of the context-miss token below this count as 0, as bits.
+    miss_cutoff: Option<u32>,
+    predict: PredictAt,
+}
+
+impl Memory {
+    /// Settings of a generator.
+    pub fn settings(&self, sampling: Sampling, seed: u64, lookups: bool) -> Settings {
+        Settings {
+            sampling,
+            seed,
+            chunk: self.chunk,
+            selection: self.selection,
+            miss_cutoff: self.miss_cutoff.map(f32::from_bits),
+            predict: self.predict,
+            lookups,
+        }
+    }
+}
+
+fn memory(
+    args: &MemoryArgs,
+    run: &RunArgs,
+    config: &ModelConfig,
+    preset: Option<&Preset>,
+    length: usize,
+) -> Result<Memory> {
+    for (flag, count) in [
+        ("--mem-cache-size", args.mem_cache_size),
+        ("--mem-cache-freq", args.mem_cache_freq),
+        ("--mid-length", args.mid_length),
+    ] {
+        if count == Some(0) {
+            return Err(Error::flag(flag, "must be at least 1", ""));
+        }
+    }
+    let is_landmark = config.attention != Attention::Plain;
+    let default = if is_landmark { LmCache::Mem } else { LmCache::None };
+    let length = length.max(1);
+    let (cache, chunk) = match args.lm_cache.unwrap_or(default) {
+        LmCache::None => (CacheShape::None, config.context),
+        LmCache::Kv | LmCache::KvTrain => {
+            // Keys farther back than the trained context are of no use to a model that never saw the distance.
+            let positions = args.mem_cache_size.unwrap_or(length.min(config.context));
+            (CacheShape::Kv { positions }, args.mid_length.unwrap_or(config.context.min(256)).min(length))
+        }
+        LmCache::Mem if !is_landmark => {
+            return Err(Error::flag(
+                "--lm-cache",
+                "mem finds blocks by their landmarks, and this model has none",
+                "use kv or none for this model",
+            ));
+        }
+        LmCache::Mem => landmark_memory(args, run, config, preset, length)?,
+    };
+    let offloaded = args.offload_cache_to_cpu == Some(true);
+    let selection = match (args.cache_selection_method, preset) {
+        (Some(given), _) => granularity(given),
+        (None, _) if offloaded => granularity(Selection::MaxOverTokens),
+        (None, Some(preset)) => preset.selection,
+        (None, None) => granularity(run.cache_selection_method),
+    };
+    let miss_cutoff = run.rem_cutoff.map(|cutoff| (cutoff as f32).to_bits());
+    Ok(Memory { cache, chunk, selection, miss_cutoff, predict: PredictAt::of(config) })
+}
+
+fn landmark_memory(
+    args: &MemoryArgs,
+    run: &RunArgs,
+    config: &ModelConfig,
+    preset: Option<&Preset>,
+    length: usize,
+) -> Result<(CacheShape, usize)> {
+    let trained = config.mem_freq.or(run.mem_freq).or(run.mem_cache_freq);
+    let freq = args.mem_cache_freq.or(trained).ok_or_else(|| {
+        let help = "give the number of ordinary tokens between landmarks that it was trained with";
+        Error::flag("--mem-cache-freq", "the checkpoint does not say how long its blocks are", help)
+    })?;
+    let block = freq.max(1).saturating_add(1);
+    let default = preset.map_or(DEFAULT_TOP_K, |preset| preset.top_k);
+    let top_k = args.cache_topk.unwrap_or_else(|| fitting_top_k(config.context, block, default));
+    let chunk = args.mid_length.or(preset.map(|preset| preset.chunk));
+    // Beside k retrieved blocks and an unfinished one there has to be room for a chunk of at least one block.
+    let fits = (config.context / block).saturating_sub(2);
+    if chunk.is_none() && top_k > fits.max(1) {
+        let reason = format!(
+            "{top_k} blocks of {block} positions leave no room for the text in the trained context of {} positions",
+            config.context
+        );
+        let help =
+            format!("the largest that fits is {}; or set the chunk yourself with --mid-length", fits.max(1));
+        return Err(Error::flag("--cache-topk", reason, help));
+    }
+    let blocks = args.mem_cache_size.unwrap_or(length / (block - 1) + 1);
+    let chunk = chunk.unwrap_or_else(|| fitting_chunk(config.context, block, top_k)).min(length);
+    Ok((CacheShape::Mem { blocks, block, top_k }, chunk))
+}
+
+/// An engine with this memory for `batch` texts at a time, and the model's weights in it. Blocks come from `saved`
+/// where it holds them.
+///
+/// # Errors
+/// A budget that is too small, a folder that cannot be written to, weights that do not fit.
+pub fn engine<B: Backend>(
+    backend: B,
+    opened: &Opened,
+    memory: &Memory,
+    args: &MemoryArgs,
+    batch: usize,
+    lookups: bool,
+    saved: Option<MemoryFile>,
+) -> Result<Engine<B>> {
+    let settings = memory.settings(Sampling::default(), 0, lookups);
+    let room = settings.room(&opened.config, memory.cache, batch);
+    let paging = paging(args, &opened.config, memory.cache, batch, saved)?;
+    let mut engine = Engine::within(backend, opened.config.clone(), room, paging)?;
+    opened.checkpoint.load(&mut engine, AttentionBias::Keep)?;
+    Ok(engine)
+}
+
+/// Where the pages of a memory go.
+fn paging(
+    args: &MemoryArgs,
+    config: &ModelConfig,
+    cache: CacheShape,
+    batch: usize,
+    saved: Option<MemoryFile>,
+) -> Result<Paging> {
+    let CacheShape::Mem { blocks, block, .. } = cache else {
+        let given = args.device_memory.is_some() || args.host_memory.is_some() || args.memory_file.is_some();
+        return match given {
+            false => Ok(Paging::default()),
+            true => Err(Error::flag(
+                "--device-memory",
+                "tiers are for a landmark memory, and this run has none",
+                "leave --device-memory, --host-memory and --memory-file out",
+            )),
+        };
+    };
+    let pages = batch * (blocks + 1) * config.kv_heads;
+    let page = block * config.head_dim * 4;
+    let landmarks = (config.layers * pages * config.head_dim * 4) as u64;
+    let total = (2 * config.layers * pages) as u64 * page as u64;
+    let fewest = landmarks + FEWEST_PAGES * page as u64;
+    let device = match args.device_memory.map(|size| size.as_u64()) {
+        Some(size) if size < fewest => {
+            let reason = format!("the landmark keys of {blocks} blocks alone take {}", ByteSize(landmarks));
+            return Err(Error::flag(
+                "--device-memory",
+                reason,
+                format!("give at least {}", ByteSize(fewest)),
+            ));
+        }
+        size => size.map(|size| size - landmarks),
+    };
+    let host = args.host_memory.map(|size| size.as_u64());
+    if args.memory_file.is_none() && saved.is_none() {
+        if let (Some(device), Some(host)) = (device, host)
+            && device.saturating_add(host) < total
+        {
+            let reason =
+                format!("{blocks} blocks take {}, more than both budgets", ByteSize(total + landmarks));
+            return Err(Error::flag(
+                "--host-memory",
+                reason,
+                "raise it, or give --memory-file FILE for the rest",
+            ));
+        }
+        return Ok(Paging { device, host, store: None });
+    }
+    let folder = match &args.memory_file {
+        Some(file) => match file.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        },
+        None => std::env::temp_dir(),
+    };
+    let scratch = ScratchPages::create(&folder, &vec![pages; 2 * config.layers], page)?;
+    let store = Arc::new(Store { saved, scratch, written: Mutex::default() });
+    let device = device.or_else(|| host.is_none().then_some(BESIDE_A_FILE));
+    Ok(Paging { device: Some(device.unwrap_or(0)), host: Some(host.unwrap_or(0)), store: Some(store) })
+}
+
+/// Pages in a scratch file, over those of a saved memory.
+#[derive(Debug)]
+struct Store {
+    saved: Option<MemoryFile>,
+    scratch: ScratchPages,
+    /// Pages that the scratch file holds; kept only if the saved memory might hold others of the same names.
+    written: Mutex<HashSet<PageId>>,
+}
+
+impl Store {
+    fn is_written(&self, id: PageId) -> bool {
+        self.written.lock().is_ok_and(|written| written.contains(&id))
+    }
+}
+
+impl PageStore for Store {
+    fn read(&self, id: PageId, into: &mut [u8]) -> std::result::Result<(), String> {
+        if let Some(saved) = self.saved.as_ref().filter(|_| !self.is_written(id))
+            && saved.read(id.tensor, id.page, into).map_err(|error| error.to_string())?
+        {
+            return Ok(());
+        }
+        self.scratch.read(id.tensor, id.page, into).map_err(|error| error.to_string())
+    }
+
+    fn write(&self, id: PageId, from: &[u8]) -> std::result::Result<(), String> {
+        self.scratch.write(id.tensor, id.page, from).map_err(|error| {
+            format!("{error}; free some space, name another place with --memory-file, or raise --host-memory")
+        })?;
+        if self.saved.is_some()
+            && let Ok(mut written) = self.written.lock()
+        {
+            written.insert(id);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Command, parse};
+
+    /// A model of context 64 and blocks of 8: with k 5, two blocks of 7 tokens are left for a chunk.
+    #[test]
+    fn memories_fit_model_and_text() {
+        let resolve = |model: &str, flags: &str| {
+            let line = format!("landmark generate --checkpoint a {flags}");
+            let Command::Generate(args) = parse(line.split_whitespace()).unwrap().command else { panic!() };
+            let stored = serde_json::json!({"model": model, "n_embd": 64, "n_head": 4, "n_layer": 2,
+                "sequence_length": 64, "mem_freq": 7});
+            let run = RunArgs::resolve(stored.as_object().unwrap(), &Given::default());
+            let config = landmark_model::released::config(&run.to_map()).unwrap();
+            super::memory(&args.memory, &run, &config, None, 1000).map(|memory| (memory.cache, memory.chunk))
+        };
+        let mem = |blocks, block, top_k| CacheShape::Mem { blocks, block, top_k };
+        assert_eq!(resolve("landmark", "").unwrap(), (mem(143, 8, 5), 14));
+        let given =
+            resolve("landmark", "--mem_cache_size 9 --mem_cache_freq 3 --cache_topk 2 --mid_length 30");
+        assert_eq!(given.unwrap(), (mem(9, 4, 2), 30));
+        assert_eq!(resolve("base", "").unwrap().0, CacheShape::None);
+        assert_eq!(resolve("landmark", "--lm_cache none").unwrap().0, CacheShape::None);
+        assert_eq!(resolve("base", "--lm_cache kv").unwrap().0, CacheShape::Kv { positions: 64 });
+        let too_many = resolve("landmark", "--cache_topk 7").unwrap_err();
+        assert!(too_many.help().unwrap().contains("the largest that fits is 6"), "{too_many}");
+        assert_eq!(resolve("landmark", "--mid-length 0").unwrap_err().exit_code(), 2);
+        assert!(resolve("base", "--lm_cache mem").unwrap_err().to_string().starts_with("--lm-cache: "));
+    }
+}
