@@ -2,11 +2,15 @@
 
 mod common;
 
-use common::{fixture, landmark, run_json};
+use common::{refused, result as run_json};
 use serde_json::{Value, json};
 use std::path::Path;
 
 const PROMPT: usize = 150;
+
+fn fixture(name: &str) -> String {
+    common::text(&common::fixture(name)).to_owned()
+}
 
 fn tokens(from: usize, count: usize) -> Vec<u32> {
     (from..from + count).map(|i| (i * i * 31 + i * 7) as u32 % 190 + 3).collect()
@@ -135,12 +139,7 @@ fn a_saved_memory_answers_as_the_text_does() {
     let last = weights.len() - 1;
     weights[last] ^= 1;
     std::fs::write(at("other/model.safetensors"), weights).unwrap();
-    let fails = |arguments: &[&str], reason: &str| {
-        let output = landmark(arguments);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{error}");
-        assert!(error.contains(reason) && error.contains("a.memory"), "{error}");
-    };
+    let fails = |arguments: &[&str], reason: &str| refused(arguments, 1, &[reason, "a.memory"]);
     fails(&["ask", &at("a.memory"), "?", "--model", &at("other")], "was read by another model");
     let whole = std::fs::read(at("a.memory")).unwrap();
     std::fs::write(at("a.memory"), &whole[..whole.len() - 5]).unwrap();
@@ -161,16 +160,10 @@ fn impossible_memories_are_usage_errors() {
         (&["--lm-cache", "none", "--memory-file", "x"], "tiers are for a landmark memory"),
         (&["--preset", "papers"], "give paper"),
     ] {
-        let output = landmark(&[&base[..], flags].concat());
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{flags:?}: {error}");
-        assert!(error.contains(reason), "{flags:?}: {error}");
+        refused(&[&base[..], flags].concat(), 2, &[reason]);
     }
-    let output = landmark(&["generate", "--model", &model, "--prompt", "text"]);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains("no tokenizer.json") && error.contains("--prompt-tokens"), "{error}");
+    let no_tokenizer = ["generate", "--model", &model, "--prompt", "text"];
+    refused(&no_tokenizer, 1, &["no tokenizer.json", "--prompt-tokens"]);
     let elsewhere = ["--device-memory", "100KB", "--memory-file", "/nowhere/at/all"];
-    let output = landmark(&[&base[..], &elsewhere].concat());
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/at"));
+    refused(&[&base[..], &elsewhere].concat(), 1, &["/nowhere/at"]);
 }
