@@ -80,7 +80,7 @@ fn run<T: Real>(index: usize, case: &serde_json::Value) -> Outcome {
     let chance = chance.unwrap_or(old);
     // So do products of a whole chunk with fewer than 13 columns (see gpt_fixtures.rs).
     let blocks_of_chunk = context / block - top_k - 1;
-    let by_rounding = |c: usize| c < 13 && c % 4 != 0 && c > top_k + 1;
+    let by_rounding = |c: usize| c < 13 && !c.is_multiple_of(4) && c > top_k + 1;
     let in_prompt = selection == Granularity::PerTokenAndHead
         && (blocks_of_chunk..=first).step_by(blocks_of_chunk).any(by_rounding);
     let chance = if in_prompt { 0 } else { chance };

@@ -30,8 +30,8 @@ const MAY_KNOW: [(&str, &[&str]); 7] = [
 const NOT_OPS: [&str; 1] = ["mod.rs"];
 
 /// Files of `cpu/` that ops share.
-const CPU_SHARED: [&str; 6] =
-    ["gemm.rs", "grouped_softmax.rs", "mod.rs", "real.rs", "storage.rs", "top_k.rs"];
+const CPU_SHARED: [&str; 7] =
+    ["pager.rs", "gemm.rs", "grouped_softmax.rs", "mod.rs", "real.rs", "storage.rs", "top_k.rs"];
 
 /// What is not part of the source (`.git` is a file in a linked worktree).
 const SKIPPED: [&str; 10] = [

@@ -6,7 +6,7 @@ use std::time::Instant;
 use landmark_core::Backend;
 use landmark_data::Tokenizer;
 use landmark_model::generate::Generator;
-use landmark_model::session::Fetched;
+use landmark_model::memory_reader::Fetched;
 use landmark_probe::lookup::{AnswerToken, Fetch, Look, Lookup};
 use pollster::block_on;
 use serde::Serialize;

@@ -1,7 +1,7 @@
 //! Generation: a prompt of any length is read in chunks, then token by token (spec section 4).
 //!
 //! With a memory, tokens are appended one at a time, and when a block is full its landmark goes through the model
-//! too (the [`Session`] sees to that); a landmark is never chosen. Several prompts of any lengths are read side by
+//! too (the [`MemoryReader`] sees to that); a landmark is never chosen. Several prompts of any lengths are read side by
 //! side. With a kv cache, likewise without landmarks, one prompt at a time. Without either, as in the released
 //! program, the last `context` tokens are read anew for every token.
 //!
@@ -10,12 +10,12 @@
 
 use crate::config::{Attention, ModelConfig};
 use crate::engine::{self, Engine};
+use crate::memory_reader::{Fetched, MemoryReader, room_for};
 use crate::model::{CacheShape, Room};
 use crate::random::{Purpose, generator};
 use crate::reader::{PredictAt, Reader};
 use crate::record::Granularity;
 use crate::sample::{SampleError, Sampling};
-use crate::session::{Fetched, Session, room_for};
 use landmark_core::Backend;
 use rand_chacha::ChaCha8Rng;
 
@@ -92,7 +92,7 @@ pub struct Generator<'e, B: Backend> {
 
 /// What reads the tokens.
 enum Source<'e, B: Backend> {
-    Memory(Session<'e, B>),
+    Memory(MemoryReader<'e, B>),
     Keys(Reader<'e, B>),
     /// The last tokens, at most a context of them.
     Window(Reader<'e, B>, Vec<u32>),
@@ -137,7 +137,7 @@ impl<'e, B: Backend> Generator<'e, B> {
         let (selection, cutoff) = (settings.selection, settings.miss_cutoff);
         let source = match engine.model().room.cache {
             CacheShape::Mem { .. } => {
-                Source::Memory(Session::new(engine, lengths, selection, cutoff, settings.predict))
+                Source::Memory(MemoryReader::new(engine, lengths, selection, cutoff, settings.predict))
             }
             _ if rows.len() != 1 => return Err(Error::Batch(rows.len())),
             CacheShape::Kv { .. } => Source::Keys(Reader::new(engine, 1, selection, cutoff)),
@@ -148,7 +148,7 @@ impl<'e, B: Backend> Generator<'e, B> {
 
     fn engine(&mut self) -> &mut Engine<B> {
         match &mut self.source {
-            Source::Memory(session) => session.engine(),
+            Source::Memory(reader) => reader.engine(),
             Source::Keys(reader) | Source::Window(reader, _) => reader.engine(),
         }
     }
@@ -192,7 +192,7 @@ impl<'e, B: Backend> Generator<'e, B> {
                 self.step(&pieces).await?;
             } else {
                 match &mut self.source {
-                    Source::Memory(session) => session.fill(&pieces)?,
+                    Source::Memory(reader) => reader.fill(&pieces)?,
                     Source::Keys(reader) | Source::Window(reader, _) => reader.fill(pieces[0])?,
                 }
             }
@@ -204,7 +204,7 @@ impl<'e, B: Backend> Generator<'e, B> {
     /// Reads a piece for each row; rows with an empty one keep their logits.
     async fn step(&mut self, pieces: &[&[u32]]) -> Result<(), Error> {
         let found = match &mut self.source {
-            Source::Memory(session) => session.logits(pieces).await?,
+            Source::Memory(reader) => reader.logits(pieces).await?,
             Source::Keys(reader) => vec![Some(reader.logits(pieces[0], self.settings.predict).await?)],
             Source::Window(reader, window) => vec![Some(slide(reader, window, pieces[0]).await?)],
         };
@@ -262,7 +262,7 @@ impl<'e, B: Backend> Generator<'e, B> {
     /// Failures of the backend.
     pub async fn lookups(&self, row: usize) -> Result<Vec<Vec<Vec<Fetched>>>, Error> {
         match &self.source {
-            Source::Memory(session) => Ok(session.lookups(row).await?),
+            Source::Memory(reader) => Ok(reader.lookups(row).await?),
             Source::Keys(_) | Source::Window(..) => Ok(Vec::new()),
         }
     }
@@ -270,7 +270,7 @@ impl<'e, B: Backend> Generator<'e, B> {
     /// Positions stored for each row of a memory, landmarks included.
     pub fn lengths(&self) -> &[usize] {
         match &self.source {
-            Source::Memory(session) => session.lengths(),
+            Source::Memory(reader) => reader.lengths(),
             Source::Keys(_) | Source::Window(..) => &[],
         }
     }

@@ -11,9 +11,9 @@ use landmark_core::{Backend, Cpu};
 use landmark_formats::pages::{MemoryFile, MemoryInfo, MemoryWriter};
 use landmark_model::engine::Engine;
 use landmark_model::generate::Generator;
+use landmark_model::memory_reader::MemoryReader;
 use landmark_model::model::{CacheShape, LayerCache};
 use landmark_model::sample::Sampling;
-use landmark_model::session::Session;
 use pollster::block_on;
 use serde::Serialize;
 
@@ -25,8 +25,8 @@ use crate::args::values::Selection;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
+use crate::opened::{self, Opened};
 use crate::report::Report;
-use crate::session::{self, Opened};
 
 /// Pages copied to a file at a time.
 const PAGES_AT_ONCE: usize = 1024;
@@ -80,12 +80,12 @@ fn index_on<B: Backend>(
     };
     let chunk = unbounded.chunk;
     memory.chunk = chunk;
-    let mut engine = session::engine(backend, opened, &memory, &args.memory, 1, false, None)?;
+    let mut engine = opened::engine(backend, opened, &memory, &args.memory, 1, false, None)?;
     let began = Instant::now();
     let settings = memory.settings(Sampling::default(), 0, false);
     let whole = tokens.len() / chunk * chunk;
     let mut reader =
-        Session::new(&mut engine, vec![0], settings.selection, settings.miss_cutoff, settings.predict);
+        MemoryReader::new(&mut engine, vec![0], settings.selection, settings.miss_cutoff, settings.predict);
     let progress = report.progress("reading", whole as u64, "tokens");
     for start in (0..whole).step_by(chunk) {
         reader.fill(&[&tokens[start..start + chunk]])?;
@@ -251,7 +251,7 @@ fn ask_on<B: Backend>(
     }
     let landmarks: Vec<Vec<f32>> = (0..info.layers).map(|layer| saved.landmarks(layer).to_vec()).collect();
     let lookups = args.answer.wants_lookups();
-    let mut engine = session::engine(backend, opened, &memory, &flags, 1, lookups, Some(saved))?;
+    let mut engine = opened::engine(backend, opened, &memory, &flags, 1, lookups, Some(saved))?;
     load(&mut engine, &landmarks, &info)?;
     let settings = memory.settings(sampling, args.answer.seed, lookups);
     let mut generator = Generator::resume(&mut engine, settings, vec![info.positions])?;

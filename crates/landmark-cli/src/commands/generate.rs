@@ -15,8 +15,8 @@ use crate::args::generate::{AnswerArgs, GenerateArgs};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
+use crate::opened::{self, Opened};
 use crate::report::Report;
-use crate::session::{self, Opened};
 
 /// Prompts longer than this are mistakes (a wrong file): about a hundred million tokens.
 const LONGEST_PROMPT: u64 = 512 << 20;
@@ -207,7 +207,7 @@ fn run_on<B: Backend>(
         CacheShape::Kv { .. } | CacheShape::None => 1,
     };
     let lookups = args.answer.wants_lookups();
-    let mut engine = session::engine(backend, opened, &memory, &args.memory, batch, lookups, None)?;
+    let mut engine = opened::engine(backend, opened, &memory, &args.memory, batch, lookups, None)?;
     let mut results = Vec::with_capacity(prompts.len());
     let mut times = Times::default();
     for group in prompts.chunks(batch.max(1)) {

@@ -20,6 +20,7 @@ use crate::ops::{
 use crate::paging::PageId;
 use crate::tensor::{Cols, Tensor};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub(super) fn append_kv<T: Real>(op: &AppendKv, m: &mut Memory<'_, T>) -> Result<()> {
@@ -124,40 +125,55 @@ pub(super) fn landmark_scores<T: Real>(op: &LandmarkScores, m: &mut Memory<'_, T
     out.par_chunks_mut(queries * blocks).enumerate().for_each(|(task, out)| {
         let (b, h) = (task / heads, task % heads);
         let state = shape.state(lengths[b] as usize);
-        if state.cached == 0 {
-            return;
+        let keys = (b * kv_heads + h / (heads / kv_heads)) * shape.slots() * head_dim;
+        let keys = &landmarks[keys..][..shape.slots() * head_dim];
+        let start = b * rows * q_stride + op.skip * q_stride + op.q.start + h * head_dim;
+        let q: Vec<T> = (0..queries).flat_map(|t| &q[start + t * q_stride..][..head_dim]).copied().collect();
+        // All old blocks share one position. It is taken off the queries, and their keys are read where they lie.
+        let old = state.cached - state.retrieved;
+        let mut away = q.clone();
+        let angles_back = angles(-((block - 1) as i32), &frequencies);
+        away.chunks_exact_mut(head_dim).for_each(|q| turn(q, op.style, &angles_back));
+        if old > 0 {
+            let (first, last) = (shape.slot(&state, 0), shape.slot(&state, old - 1));
+            // One product for all of them, though the ring may have come round: equal keys get equal scores only
+            // from one and the same product.
+            let lying: Cow<'_, [T]> = if first <= last {
+                Cow::Borrowed(&keys[first * head_dim..(last + 1) * head_dim])
+            } else {
+                Cow::Owned([&keys[first * head_dim..], &keys[..(last + 1) * head_dim]].concat())
+            };
+            score(&away, &lying, head_dim, out, blocks);
         }
-        let kv = h / (heads / kv_heads);
-        let mut turned = vec![T::ZERO; state.cached * head_dim];
-        let mut last = None;
-        for (j, key) in turned.chunks_exact_mut(head_dim).enumerate() {
-            let at = ((b * kv_heads + kv) * shape.slots() + shape.slot(&state, j)) * head_dim;
-            key.copy_from_slice(&landmarks[at..][..head_dim]);
+        for j in old..state.cached {
+            let mut key = keys[shape.slot(&state, j) * head_dim..][..head_dim].to_vec();
             let position = (shape.index(&state, j) * block + block - 1) as i32;
-            // All old blocks share one position.
-            if last.as_ref().is_none_or(|&(p, _)| p != position) {
-                last = Some((position, angles(position, &frequencies)));
-            }
-            if let Some((_, angles)) = &last {
-                turn(key, op.style, angles);
-            }
+            turn(&mut key, op.style, &angles(position, &frequencies));
+            score(&q, &key, head_dim, &mut out[j..], blocks);
         }
-        let start = (b * rows + op.skip) * q_stride + op.q.start + h * head_dim;
-        if queries < FEW_QUERIES {
-            for (t, out) in out.chunks_exact_mut(blocks).enumerate() {
-                let q = &q[start + t * q_stride..][..head_dim];
-                for (out, key) in out.iter_mut().zip(turned.chunks_exact(head_dim)) {
-                    *out = scale::<T>(head_dim) * dot(q, key);
-                }
-            }
-            return;
-        }
-        let q = Mat::strided(&q[start..], queries, head_dim, q_stride);
-        let keys = Mat::new(&turned, state.cached, head_dim);
-        gemm(MatMut::strided(out, queries, state.cached, blocks), false, scale(head_dim), q, keys.t(), false);
     });
     drop((q, landmarks, frequencies));
     m.put(op.out, out);
+}
+
+/// Scores of keys in columns of `out`, a row of `stride` for each query.
+fn score<T: Real>(q: &[T], keys: &[T], head_dim: usize, out: &mut [T], stride: usize) {
+    let (queries, count) = (q.len() / head_dim, keys.len() / head_dim);
+    if queries >= FEW_QUERIES && count > 1 {
+        let (q, keys) = (Mat::new(q, queries, head_dim), Mat::new(keys, count, head_dim));
+        gemm(MatMut::strided(out, queries, count, stride), false, scale(head_dim), q, keys.t(), false);
+        return;
+    }
+    vectorised(
+        #[inline(always)]
+        || {
+            for (q, out) in q.chunks_exact(head_dim).zip(out.chunks_mut(stride)) {
+                for (out, key) in out.iter_mut().zip(keys.chunks_exact(head_dim)) {
+                    *out = scale::<T>(head_dim) * dot(q, key);
+                }
+            }
+        },
+    );
 }
 
 pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
@@ -169,8 +185,11 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
     }
     let mut chosen = m.take_u32(op.chosen);
     let (scores, lengths, counts) = (m.real(op.scores), m.u32(op.lengths), m.u32(op.counts));
-    let per_row = heads * queries;
-    chosen[..batch * per_row * k].par_chunks_mut(per_row * k).enumerate().for_each(|(b, chosen)| {
+    // A task is a head of a row of the batch, but where heads choose together it is the whole row.
+    let together = if op.selection == Selection::MaxOverHeads { heads } else { 1 };
+    let of_task = together * queries * k;
+    chosen[..batch * heads * queries * k].par_chunks_mut(of_task).enumerate().for_each(|(task, chosen)| {
+        let (b, first) = (task / (heads / together), task % (heads / together));
         let state = op.memory.state(lengths[b] as usize);
         let row = |h: usize, t: usize| &scores[((b * heads + h) * queries + t) * blocks..][..state.cached];
         let count = (counts[b] as usize).min(queries);
@@ -178,10 +197,8 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
         chosen.fill(NO_BLOCK);
         match op.selection {
             Selection::PerTokenAndHead => {
-                for (i, chosen) in chosen.chunks_exact_mut(k).enumerate() {
-                    if i % queries < count {
-                        pick.best(row(i / queries, i % queries), chosen);
-                    }
+                for (t, chosen) in chosen.chunks_exact_mut(k).enumerate().take(count) {
+                    pick.best(row(first, t), chosen);
                 }
             }
             Selection::MaxOverHeads => {
@@ -193,11 +210,9 @@ pub(super) fn select_blocks<T: Real>(op: &SelectBlocks, m: &mut Memory<'_, T>) {
                 }
             }
             Selection::MaxOverTokens => {
-                for h in 0..heads {
-                    let top = maximum((0..count).map(|t| row(h, t)), state.cached);
-                    for t in 0..count {
-                        pick.best(&top, &mut chosen[(h * queries + t) * k..][..k]);
-                    }
+                let top = maximum((0..count).map(|t| row(first, t)), state.cached);
+                for chosen in chosen.chunks_exact_mut(k).take(count) {
+                    pick.best(&top, chosen);
                 }
             }
         }
@@ -243,12 +258,16 @@ impl<T: Real> Picker<T> {
         if k == 0 {
             return;
         }
-        self.ring.resize(n, T::ZERO);
-        for (j, &score) in scores.iter().enumerate() {
-            self.ring[(self.first + j) % self.blocks] = score;
-        }
-        super::top_k::largest(&self.ring, k, &mut self.order);
         let oldest = self.first % self.blocks;
+        let ranked = if oldest == 0 {
+            scores
+        } else {
+            self.ring.resize(n, T::ZERO);
+            self.ring[oldest..].copy_from_slice(&scores[..n - oldest]);
+            self.ring[..oldest].copy_from_slice(&scores[n - oldest..]);
+            &self.ring
+        };
+        super::top_k::largest(ranked, k, &mut self.order);
         for (chosen, &slot) in chosen.iter_mut().zip(&self.order[..k]) {
             *chosen = ((slot as usize + n - oldest) % n) as u32;
         }

@@ -11,7 +11,6 @@
 /// Indices of the `k` largest of `scores`, in no particular order, in front of `order`.
 pub(super) fn largest<T: PartialOrd>(scores: &[T], k: usize, order: &mut Vec<u32>) {
     order.clear();
-    order.extend(0..scores.len() as u32);
     let k = k.min(scores.len());
     if k == 0 {
         return;
@@ -21,8 +20,16 @@ pub(super) fn largest<T: PartialOrd>(scores: &[T], k: usize, order: &mut Vec<u32
     let before = |a: u32, b: u32| (nan(a) && !nan(b)) || scores[a as usize] > scores[b as usize];
     // PyTorch's rule for when a heap is the faster way.
     if k * 64 <= scores.len() {
-        heap_select(order, k, &before);
+        // Behind the heap every index is looked at once, in its own place, so none has to be stored.
+        order.extend(0..k as u32);
+        make_heap(order, &before);
+        for i in k as u32..scores.len() as u32 {
+            if before(i, order[0]) {
+                sift(order, 0, i, &before);
+            }
+        }
     } else {
+        order.extend(0..scores.len() as u32);
         nth_element(order, k - 1, &before);
     }
 }
@@ -98,17 +105,21 @@ fn insertion_sort(v: &mut [u32], before: &impl Fn(u32, u32) -> bool) {
 
 /// Leaves the first `middle` elements as a heap of the ones that come first, its root the last of them.
 fn heap_select(v: &mut [u32], middle: usize, before: &impl Fn(u32, u32) -> bool) {
-    if middle >= 2 {
-        for parent in (0..=(middle - 2) / 2).rev() {
-            let value = v[parent];
-            sift(&mut v[..middle], parent, value, before);
-        }
-    }
+    make_heap(&mut v[..middle], before);
     for i in middle..v.len() {
         if before(v[i], v[0]) {
             let value = v[i];
             v[i] = v[0];
             sift(&mut v[..middle], 0, value, before);
+        }
+    }
+}
+
+fn make_heap(heap: &mut [u32], before: &impl Fn(u32, u32) -> bool) {
+    if heap.len() >= 2 {
+        for parent in (0..=(heap.len() - 2) / 2).rev() {
+            let value = heap[parent];
+            sift(heap, parent, value, before);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Reading into a landmark memory, rows of different lengths side by side.
 //!
-//! A session holds the rows of one batch, each with a memory of its own length. A step takes some tokens of each row
+//! A reader holds the rows of one batch, each with a memory of its own length. A step takes some tokens of each row
 //! (none of a row that is done), puts a landmark after every block that fills up (spec section 4), and pads the rows
 //! to one length; padding is neither stored nor chosen for. Since programs have static shapes, lengths are padded to
 //! powers of two up to a chunk, so that a handful of compiled programs serves every prompt.
@@ -14,7 +14,7 @@ use landmark_core::Backend;
 use landmark_core::ops::{MemoryShape, NO_BLOCK};
 
 /// Reads the rows of one batch.
-pub struct Session<'e, B: Backend> {
+pub struct MemoryReader<'e, B: Backend> {
     engine: &'e mut Engine<B>,
     memory: MemoryShape,
     choice: Choice,
@@ -44,7 +44,7 @@ pub struct Fetched {
     pub share: f32,
 }
 
-impl<'e, B: Backend> Session<'e, B> {
+impl<'e, B: Backend> MemoryReader<'e, B> {
     /// Starts `batch` rows with empty memories; with `lengths`, rows whose memories hold so many positions already.
     ///
     /// # Panics
@@ -56,10 +56,10 @@ impl<'e, B: Backend> Session<'e, B> {
         miss_cutoff: Option<f32>,
         predict: PredictAt,
     ) -> Self {
-        let memory = engine.model().memory(lengths.len()).expect("a session of a model with a memory");
+        let memory = engine.model().memory(lengths.len()).expect("a reader of a model with a memory");
         assert!(lengths.len() <= engine.model().room.batch, "more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
-        Session { engine, memory, choice, predict, lengths, last: Step::default() }
+        MemoryReader { engine, memory, choice, predict, lengths, last: Step::default() }
     }
 
     /// Positions stored for each row, landmarks included.
@@ -193,7 +193,7 @@ fn narrow(numbers: &[usize]) -> Vec<u32> {
     numbers.iter().map(|&n| n as u32).collect()
 }
 
-/// Positions that a chunk of `tokens` ordinary tokens takes at most, rounded as a session rounds them.
+/// Positions that a chunk of `tokens` ordinary tokens takes at most, rounded as a reader rounds them.
 pub fn room_for(tokens: usize, block: usize) -> usize {
     laden_length(tokens, block).next_power_of_two()
 }
