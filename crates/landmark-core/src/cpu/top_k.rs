@@ -8,8 +8,11 @@
 //! performs the same comparisons and exchanges as libstdc++ does (introselect with the median of three, and a
 //! heap).
 
+/// Scores looked at together.
+const AT_ONCE: usize = 64;
+
 /// Indices of the `k` largest of `scores`, in no particular order, in front of `order`.
-pub(super) fn largest<T: PartialOrd>(scores: &[T], k: usize, order: &mut Vec<u32>) {
+pub(super) fn largest<T: PartialOrd + Copy>(scores: &[T], k: usize, order: &mut Vec<u32>) {
     order.clear();
     let k = k.min(scores.len());
     if k == 0 {
@@ -23,9 +26,17 @@ pub(super) fn largest<T: PartialOrd>(scores: &[T], k: usize, order: &mut Vec<u32
         // Behind the heap every index is looked at once, in its own place, so none has to be stored.
         order.extend(0..k as u32);
         make_heap(order, &before);
-        for i in k as u32..scores.len() as u32 {
-            if before(i, order[0]) {
-                sift(order, 0, i, &before);
+        for start in (k..scores.len()).step_by(AT_ONCE) {
+            let end = (start + AT_ONCE).min(scores.len());
+            // Most pieces hold nothing that would enter the heap, which a loop without branches sees at once.
+            let root = scores[order[0] as usize];
+            if scores[start..end].iter().fold(true, |below, x| below & (*x <= root)) {
+                continue;
+            }
+            for i in start as u32..end as u32 {
+                if before(i, order[0]) {
+                    sift(order, 0, i, &before);
+                }
             }
         }
     } else {
