@@ -3,6 +3,7 @@
 //! | module | what it reads or writes |
 //! |---|---|
 //! | [`safetensors`] | weights and optimiser state, ours and Hugging Face's |
+//! | [`peft`] | low-rank adapters as Hugging Face's PEFT stores them |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
 //! | [`events`] | TensorBoard event files |
 //! | [`jsonl`] | metrics, one JSON object a line |
@@ -32,5 +33,7 @@ pub mod curve;
 pub mod events;
 #[cfg(not(target_family = "wasm"))]
 pub mod jsonl;
+#[cfg(not(target_family = "wasm"))]
+pub mod peft;
 
 pub use error::{Error, Result};

@@ -187,6 +187,17 @@ impl<'a> TensorSource<'a> {
     ) -> Self {
         TensorSource { name: name.into(), dtype, shape, produce: Box::new(produce) }
     }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same tensor under another name.
+    #[must_use]
+    pub fn renamed(self, name: impl Into<String>) -> Self {
+        TensorSource { name: name.into(), ..self }
+    }
 }
 
 /// Writes `tensors` and `metadata` to `path`, atomically.
