@@ -3,10 +3,12 @@
 //! The fixtures are numbers that the released PyTorch program produced on a CPU in float32 (attention in
 //! float64). Agreement is asked for to 1e-4 of the largest magnitude of what is compared.
 
+use landmark_formats::huggingface::WeightFolder;
 use landmark_formats::safetensors::SafetensorsFile;
 use landmark_formats::torch::TorchFile;
-use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary};
+use landmark_model::config::{Attention, Biases, ModelConfig};
 use landmark_model::engine::Error;
+use landmark_model::huggingface;
 use std::path::{Path, PathBuf};
 
 /// Shape and values of a weight.
@@ -127,7 +129,7 @@ pub fn gpt_config(name: &str) -> ModelConfig {
         number("n_head"),
         attention,
     );
-    config.bias = args["bias"].as_bool().expect("bias");
+    config.biases = Biases::all_or_none(args["bias"].as_bool().expect("bias"));
     config.landmark_id = number("landmark_id") as u32;
     config.context = number("sequence_length");
     config
@@ -162,32 +164,14 @@ pub fn gpt_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Err
     }
 }
 
-/// Configuration of one of the LLaMA fixtures, straight from its config.json.
+/// Configuration of one of the LLaMA fixtures, with the attention that a case was computed with.
 ///
 /// # Panics
-/// When that is not as expected.
+/// When its config.json cannot be read.
 pub fn llama_config(name: &str, attention: Attention) -> ModelConfig {
-    let config = json(&format!("{name}/config.json"));
-    let number = |key: &str| config[key].as_u64().expect(key) as usize;
-    let (width, heads) = (number("hidden_size"), number("num_attention_heads"));
-    ModelConfig {
-        family: Family::Llama,
-        vocab_size: number("vocab_size"),
-        width,
-        layers: number("num_hidden_layers"),
-        heads,
-        kv_heads: number("num_key_value_heads"),
-        head_dim: width / heads,
-        hidden: number("intermediate_size"),
-        norm: Norm::Rms(config["rms_norm_eps"].as_f64().expect("rms_norm_eps") as f32),
-        mlp: Mlp::SwiGlu,
-        bias: false,
-        tied: false,
-        rotary: Rotary { pairs: false, theta: config["rope_theta"].as_f64().expect("rope_theta") },
-        attention,
-        landmark_id: config["mem_id"].as_u64().unwrap_or(0) as u32,
-        context: number("max_position_embeddings"),
-    }
+    let fields = json(&format!("{name}/config.json"));
+    let config = huggingface::config(fields.as_object().expect("an object")).expect("a model");
+    ModelConfig { attention, ..config }
 }
 
 /// A function that finds the weights of a LLaMA fixture by name, for `Engine::load`.
@@ -195,6 +179,12 @@ pub fn llama_config(name: &str, attention: Attention) -> ModelConfig {
 /// # Panics
 /// When they cannot be read.
 pub fn hugging_face_weights(name: &str) -> impl FnMut(&str) -> Result<Option<Weight>, Error> {
-    let file = Tensors::open(&format!("{name}/model.safetensors"));
-    move |wanted| Ok(file.has(wanted).then(|| (file.shape(wanted), file.f32(wanted))))
+    let folder = WeightFolder::open(&fixture(name)).expect("weights");
+    move |wanted| {
+        if !folder.contains(wanted) {
+            return Ok(None);
+        }
+        let tensor = folder.get(wanted).expect("a weight");
+        Ok(Some((tensor.shape().to_vec(), tensor.to_f32())))
+    }
 }

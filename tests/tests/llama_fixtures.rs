@@ -5,7 +5,7 @@ use landmark_core::Cpu;
 use landmark_core::cpu::Real;
 use landmark_model::batch::NO_LOSS;
 use landmark_model::config::Attention;
-use landmark_model::engine::Engine;
+use landmark_model::engine::{Engine, Error};
 use landmark_model::model::{CacheShape, Optimizer, Room};
 use landmark_model::reader::{Reader, Training};
 use landmark_model::record::Granularity;
@@ -52,6 +52,36 @@ fn logits_of_plain_attention_are_met() {
 fn logits_of_grouped_query_heads_are_met() {
     logits_are_met::<f64>("llama_gqa", Attention::Plain, "gqa");
     logits_are_met::<f32>("llama_gqa", Attention::Plain, "gqa");
+}
+
+/// The same model in two PyTorch files of half precision: the weights are those of `llama`, each rounded once, and the
+/// logits differ by no more than that rounding makes of them.
+#[test]
+fn logits_of_half_precision_files_are_met() {
+    let (mut whole, mut half) = (hugging_face_weights("llama"), hugging_face_weights("llama_bin"));
+    let config = llama_config("llama_bin", Attention::Landmark);
+    assert_eq!(config, llama_config("llama", Attention::Landmark));
+    let cases = Tensors::open("llama_cases.safetensors");
+    let tokens = cases.tokens("train.tokens");
+    let length = tokens.len() / 2;
+    let mut engine = Engine::new(Cpu::<f32>::new(), config, room(length)).expect("an engine");
+    let mut largest = 0.0_f32;
+    engine
+        .load(|name| -> Result<_, Error> {
+            let ((shape, exact), (_, rounded)) = (whole(name)?.expect(name), half(name)?.expect(name));
+            for (exact, rounded) in exact.iter().zip(&rounded) {
+                // 11 significant bits, and below 2^-14 steps of 2^-24.
+                let step = (exact.abs() * 2.0_f32.powi(-11)).max(2.0_f32.powi(-25));
+                assert!((exact - rounded).abs() <= step, "{name}: {rounded} for {exact}");
+                largest = largest.max((exact - rounded).abs());
+            }
+            Ok(Some((shape, rounded)))
+        })
+        .expect("weights");
+    assert!(largest > 0.0, "the files are compared with themselves");
+    let found = block_on(reader(&mut engine).all_logits(&tokens, length)).expect("logits");
+    let found: Vec<f64> = found.into_iter().map(f64::from).collect();
+    assert_close("half logits", &found, &cases.f64("train.logits"), 2.0_f64.powi(-9));
 }
 
 /// The next token everywhere, landmarks included, and nothing at the end of a row

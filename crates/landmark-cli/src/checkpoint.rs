@@ -1,11 +1,12 @@
-//! Checkpoints as the commands open them: ours, and the released program's.
+//! Checkpoints as the commands open them: ours, the released program's, and Hugging Face's.
 //!
 //! | file | settings | weights |
 //! |---|---|---|
 //! | `*.safetensors` | its metadata key `args`; without it, `summary.json` beside it | under the released names; `optimizer.*` is passed over |
 //! | `*.pt` | `summary.json` beside it | the dictionary `model` in it |
+//! | a folder with `config.json` | that file | one file or several, see [`landmark_formats::huggingface`] |
 //!
-//! A folder stands for the newest checkpoint in it: `ckpt.safetensors` or `ckpt.pt`, which finished runs have, else
+//! Any other folder stands for the newest checkpoint in it: `ckpt.safetensors` or `ckpt.pt`, which finished runs have, else
 //! the `ckpt_N` of the highest `N`.
 //!
 //! Every weight of the model has to be there, and every tensor that is there has to belong to the model, with the
@@ -16,13 +17,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use landmark_core::Backend;
+use landmark_data::Tokenizer;
 use landmark_formats::safetensors::SafetensorsFile;
 use landmark_formats::torch::{TensorMeta, TorchFile};
-use landmark_model::config::ModelConfig;
+use landmark_model::config::{Biases, ModelConfig};
 use landmark_model::engine::{self, Engine};
+use landmark_model::preset::Preset;
 use landmark_model::released;
 
 use crate::error::{Error, Result};
+use crate::huggingface::ModelFolder;
 use crate::settings::{RunArgs, Settings, summary};
 
 /// Weights and the settings that they were trained with.
@@ -39,6 +43,7 @@ enum Weights {
     Ours(SafetensorsFile),
     /// By the names without a wrapper's prefix.
     Released(TorchFile, HashMap<String, TensorMeta>),
+    HuggingFace(Box<ModelFolder>),
 }
 
 /// What becomes of the biases of queries, keys and values in a checkpoint of the released program.
@@ -52,11 +57,15 @@ pub enum AttentionBias {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint file, or the newest one of a folder. Weights are not read yet.
+    /// Opens a checkpoint file, a folder in Hugging Face's layout, or the newest checkpoint of another folder.
+    /// Weights are not read yet.
     ///
     /// # Errors
     /// If there is none, it is damaged, or its settings cannot be found or understood.
     pub fn open(checkpoint: &Path) -> Result<Checkpoint> {
+        if ModelFolder::is_one(checkpoint) {
+            return Ok(Checkpoint::in_hugging_face_layout(ModelFolder::open(checkpoint)?));
+        }
         let path = locate(checkpoint)?;
         if is_torch(&path) {
             let file = TorchFile::open(&path)?;
@@ -82,7 +91,49 @@ impl Checkpoint {
         Ok(Checkpoint { path, settings, iteration, weights: Weights::Ours(file) })
     }
 
-    /// The file.
+    fn in_hugging_face_layout(folder: ModelFolder) -> Checkpoint {
+        Checkpoint {
+            path: folder.path().to_owned(),
+            settings: folder.settings(),
+            iteration: None,
+            weights: Weights::HuggingFace(Box::new(folder)),
+        }
+    }
+
+    /// The same weights under the settings of a preset, for a checkpoint whose files do not say them.
+    ///
+    /// # Errors
+    /// If the preset does not fit the model, or the checkpoint says its settings itself.
+    pub fn with_preset(self, preset: &Preset) -> Result<Checkpoint> {
+        match self.weights {
+            Weights::HuggingFace(folder) => {
+                Ok(Checkpoint::in_hugging_face_layout(folder.with_preset(preset)?))
+            }
+            _ => Err(Error::flag(
+                "--preset",
+                format!("{} holds the settings that it was trained with", self.path.display()),
+                "presets are for folders in Hugging Face's layout; leave --preset out",
+            )),
+        }
+    }
+
+    /// The folder, if this is a checkpoint in Hugging Face's layout.
+    pub fn hugging_face(&self) -> Option<&ModelFolder> {
+        match &self.weights {
+            Weights::HuggingFace(folder) => Some(folder),
+            _ => None,
+        }
+    }
+
+    /// The tokenizer that comes with the weights, if one does.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        self.hugging_face().map_or(Ok(None), ModelFolder::tokenizer)
+    }
+
+    /// The file, or the folder in Hugging Face's layout.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -102,11 +153,15 @@ impl Checkpoint {
         matches!(self.weights, Weights::Released(..))
     }
 
-    /// The model of a run whose settings begin with those of this checkpoint.
+    /// The model of a run whose settings begin with those of this checkpoint. Hugging Face's layout says the model
+    /// in full, and the settings of a run change nothing about it.
     ///
     /// # Errors
     /// Names the setting that is impossible.
     pub fn config(&self, run: &RunArgs) -> Result<ModelConfig> {
+        if let Weights::HuggingFace(folder) = &self.weights {
+            return Ok(folder.config().clone());
+        }
         released::config(&run.to_map()).map_err(|error| Error::Input {
             path: self.path.clone(),
             reason: format!("its settings describe no model: {error}"),
@@ -132,6 +187,7 @@ impl Checkpoint {
                 .filter(|(name, _)| is_weight(name))
                 .map(|(name, meta)| (name.clone(), meta.shape().to_vec()))
                 .collect()),
+            Weights::HuggingFace(folder) => folder.shapes(),
         }
     }
 
@@ -174,6 +230,7 @@ impl Checkpoint {
                 None => Ok(None),
                 Some(meta) => Ok(Some((meta.shape().to_vec(), file.tensor(meta)?.to_f32()))),
             },
+            Weights::HuggingFace(folder) => folder.find(name),
         }
     }
 
@@ -189,14 +246,21 @@ impl Checkpoint {
                 "weight `{name}` of shape {shape:?} has no place in a model of {} layers of width {}{}",
                 engine.config().layers,
                 engine.config().width,
-                if engine.config().bias { "" } else { " without biases" }
+                if engine.config().biases == Biases::NONE { " without biases" } else { "" }
             ))),
         }
     }
 
     fn mixed_up(&self, reason: String) -> Error {
-        let help = "the settings are those of another model: give the summary.json that belongs to this checkpoint, or \
-            flags such as --n-layer and --n-embd";
+        let help = match &self.weights {
+            Weights::HuggingFace(_) => {
+                "config.json and weights belong to different models: fetch both from one place"
+            }
+            _ => {
+                "the settings are those of another model: give the summary.json that belongs to this checkpoint, \
+                 or flags such as --n-layer and --n-embd"
+            }
+        };
         Error::Input { path: self.path.clone(), reason, help: help.to_owned() }
     }
 }

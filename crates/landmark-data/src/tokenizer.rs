@@ -112,6 +112,14 @@ impl Tokenizer {
         self.info.eot
     }
 
+    /// The id of a token by its name, added tokens among them.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Gpt2 => (token == "<|endoftext|>").then_some(gpt2::END_OF_TEXT),
+            Kind::Json(tokenizer) => tokenizer.token_to_id(token),
+        }
+    }
+
     /// Ids are less than this.
     pub fn vocab_size(&self) -> u32 {
         self.info.vocab_size

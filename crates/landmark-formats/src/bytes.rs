@@ -3,6 +3,9 @@
 //! Mapping is what lets a 13 GB checkpoint be opened in a millisecond and read tensor by tensor. Reading the
 //! whole file into memory instead was rejected for that reason alone; it is what wasm does.
 //!
+//! Pages of a map that were looked at count as memory of the process for as long as the system likes. Whoever walks
+//! through a large file calls [`FileBytes::release`] behind itself, and needs no more memory than a step does.
+//!
 //! This module holds the only `unsafe` of the crate. Mapping a file is unsafe in Rust because another process may
 //! change or shorten the file while it is mapped, and then bytes that are borrowed as constant are not. That
 //! cannot be ruled out from inside a process, on any system that we run on.
@@ -56,6 +59,34 @@ impl FileBytes {
             Backing::Mapped(map) => map,
         }
     }
+
+    /// Gives up the memory that looking at `part` of these bytes took. They stay valid; who looks again reads
+    /// them from the file again. Bytes that do not lie in the map are left alone.
+    pub fn release(&self, part: &[u8]) {
+        #[cfg(unix)]
+        if let Backing::Mapped(map) = &self.backing {
+            let offset = part.as_ptr().addr().checked_sub(map.as_ptr().addr());
+            let is_inside =
+                |&offset: &usize| offset.checked_add(part.len()).is_some_and(|end| end <= map.len());
+            if let Some(offset) = offset.filter(is_inside) {
+                give_up(map, offset, part.len());
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = part;
+    }
+}
+
+/// Unmaps pages until they are read again.
+#[cfg(unix)]
+fn give_up(map: &memmap2::Mmap, offset: usize, length: usize) {
+    use memmap2::UncheckedAdvice::DontNeed;
+    // SAFETY: the range lies within the map. The map is of a file and read-only, so the pages hold what the file holds,
+    // and the next access reads it from there: references stay valid and see the same bytes. (The advice is
+    // unsafe in general because it would drop what was written to private pages; nothing can be written to these.)
+    #[allow(unsafe_code)]
+    // A system that cannot do this keeps the pages, as if nothing had been asked.
+    let _ = unsafe { map.unchecked_advise_range(DontNeed, offset, length) };
 }
 
 #[cfg(not(target_family = "wasm"))]
@@ -91,6 +122,21 @@ mod tests {
         assert_eq!(FileBytes::open(&path).unwrap().as_slice(), b"abc");
         std::fs::write(&path, b"").unwrap();
         assert_eq!(FileBytes::open(&path).unwrap().as_slice(), b"");
+    }
+
+    #[test]
+    fn released_bytes_are_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let bytes = FileBytes::open(&path).unwrap();
+        for range in [0..100_000, 5_000..60_000, 99_999..100_000, 7..7] {
+            assert_eq!(bytes.as_slice(), content);
+            bytes.release(&bytes.as_slice()[range]);
+        }
+        bytes.release(&content); // of another place
+        assert_eq!(bytes.as_slice(), content);
     }
 
     #[test]

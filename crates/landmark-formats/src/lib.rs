@@ -5,6 +5,7 @@
 //! | [`safetensors`] | weights and optimiser state, ours and Hugging Face's |
 //! | [`peft`] | low-rank adapters as Hugging Face's PEFT stores them |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
+//! | [`huggingface`] | folders in Hugging Face's layout: one file of weights or several with their index |
 //! | [`events`] | TensorBoard event files |
 //! | [`jsonl`] | metrics, one JSON object a line |
 //! | [`curve`] | the loss curve as an SVG picture |
@@ -31,6 +32,8 @@ pub mod atomic;
 pub mod curve;
 #[cfg(not(target_family = "wasm"))]
 pub mod events;
+#[cfg(not(target_family = "wasm"))]
+pub mod huggingface;
 #[cfg(not(target_family = "wasm"))]
 pub mod jsonl;
 #[cfg(not(target_family = "wasm"))]

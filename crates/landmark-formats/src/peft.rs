@@ -77,12 +77,14 @@ impl PeftConfig {
     ///
     /// # Errors
     /// What is wrong with it, as a sentence without the name of the file.
-    pub fn parse(bytes: &[u8]) -> Result<PeftConfig, String> {
+    pub fn parse(bytes: &[u8]) -> std::result::Result<PeftConfig, String> {
         let fields: Map<String, Value> =
             serde_json::from_slice(bytes).map_err(|e| format!("it is no JSON object ({e})"))?;
         match fields.get("peft_type").and_then(Value::as_str) {
             Some("LORA") => {}
-            Some(other) => return Err(format!("its peft_type is {:?}, and only LORA is known", short(other))),
+            Some(other) => {
+                return Err(format!("its peft_type is {:?}, and only LORA is known", short(other)));
+            }
             None => return Err("it has no peft_type".into()),
         }
         refuse_variants(&fields)?;
@@ -144,7 +146,7 @@ impl PeftConfig {
 }
 
 /// Refuses fields that say that an adapter is computed in another way.
-fn refuse_variants(fields: &Map<String, Value>) -> Result<(), String> {
+fn refuse_variants(fields: &Map<String, Value>) -> std::result::Result<(), String> {
     const KNOWN: [&str; 8] = [
         "base_model_name_or_path",
         "lora_alpha",
@@ -210,17 +212,23 @@ impl Adapter {
             .map_err(|reason| Error::Unsupported { file: path.display().to_string(), reason })?;
         let weights = folder.join(WEIGHTS);
         if !weights.exists() && folder.join("adapter_model.bin").exists() {
-            let reason = "it is an adapter saved by an old version of PEFT; load and save it with a newer one, which \
+            let reason =
+                "it is an adapter saved by an old version of PEFT; load and save it with a newer one, which \
                           writes adapter_model.safetensors"
-                .to_owned();
+                    .to_owned();
             return Err(Error::Unsupported {
                 file: folder.join("adapter_model.bin").display().to_string(),
                 reason,
             });
         }
         let file = SafetensorsFile::open(&weights)?;
-        let mut adapter =
-            Adapter { path: folder.to_owned(), config, file, targets: BTreeSet::new(), whole: BTreeSet::new() };
+        let mut adapter = Adapter {
+            path: folder.to_owned(),
+            config,
+            file,
+            targets: BTreeSet::new(),
+            whole: BTreeSet::new(),
+        };
         adapter.sort_names()?;
         Ok(adapter)
     }
@@ -236,9 +244,9 @@ impl Adapter {
             let plain = name
                 .strip_prefix(PREFIX)
                 .ok_or_else(|| strange(name, "is not named as PEFT names tensors of a language model"))?;
-            let layer = ["lora_A", "lora_B"].iter().find_map(|half| {
-                plain.strip_suffix(".weight")?.strip_suffix(half)?.strip_suffix('.')
-            });
+            let layer = ["lora_A", "lora_B"]
+                .iter()
+                .find_map(|half| plain.strip_suffix(".weight")?.strip_suffix(half)?.strip_suffix('.'));
             let last = |layer: &str| layer.rsplit('.').next().unwrap_or_default().to_owned();
             match layer {
                 Some(layer) => {

@@ -119,6 +119,11 @@ impl SafetensorsFile {
         TensorRef::new(dtype, info.shape.clone(), data)
     }
 
+    /// Gives up the memory that looking at these bytes of a tensor took; see [`FileBytes::release`].
+    pub fn release(&self, part: &[u8]) {
+        self.bytes.release(part);
+    }
+
     /// The value of `key` in the header's metadata.
     pub fn metadata_value(&self, key: &str) -> Option<&str> {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
@@ -163,7 +168,18 @@ pub struct TensorSource<'a> {
     name: String,
     dtype: DType,
     shape: Vec<usize>,
-    produce: Box<dyn FnOnce() -> Result<Cow<'a, [u8]>> + 'a>,
+    produce: Produce<'a>,
+}
+
+/// What takes the pieces of a tensor's bytes.
+pub type Sink<'s> = dyn FnMut(&[u8]) -> Result<()> + 's;
+
+type Whole<'a> = dyn FnOnce() -> Result<Cow<'a, [u8]>> + 'a;
+type Pieces<'a> = dyn FnOnce(&mut Sink<'_>) -> Result<()> + 'a;
+
+enum Produce<'a> {
+    Whole(Box<Whole<'a>>),
+    Pieces(Box<Pieces<'a>>),
 }
 
 impl<'a> TensorSource<'a> {
@@ -185,12 +201,27 @@ impl<'a> TensorSource<'a> {
         shape: Vec<usize>,
         produce: impl FnOnce() -> Result<Cow<'a, [u8]>> + 'a,
     ) -> Self {
-        TensorSource { name: name.into(), dtype, shape, produce: Box::new(produce) }
+        TensorSource { name: name.into(), dtype, shape, produce: Produce::Whole(Box::new(produce)) }
+    }
+
+    /// A tensor whose bytes are made piece by piece, so that not even one tensor is in memory at a time.
+    pub fn pieces(
+        name: impl Into<String>,
+        dtype: DType,
+        shape: Vec<usize>,
+        produce: impl FnOnce(&mut Sink<'_>) -> Result<()> + 'a,
+    ) -> Self {
+        TensorSource { name: name.into(), dtype, shape, produce: Produce::Pieces(Box::new(produce)) }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Number of its bytes; the largest number if they are too many to count.
+    pub fn byte_count(&self) -> u64 {
+        byte_count(self.dtype, &self.shape).map_or(u64::MAX, |bytes| bytes as u64)
     }
 
     /// The same tensor under another name.
@@ -235,13 +266,20 @@ pub fn write_safetensors_to<'a>(
     writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     writer.write_all(&header).map_err(io)?;
     for tensor in tensors {
-        let bytes = (tensor.produce)()?;
-        if byte_count(tensor.dtype, &tensor.shape) != Some(bytes.len()) {
+        let mut written = 0;
+        let mut write = |bytes: &[u8]| {
+            written += bytes.len();
+            writer.write_all(bytes).map_err(io)
+        };
+        match tensor.produce {
+            Produce::Whole(produce) => write(&produce()?)?,
+            Produce::Pieces(produce) => produce(&mut write)?,
+        }
+        if byte_count(tensor.dtype, &tensor.shape) != Some(written) {
             let (dtype, shape) = (tensor.dtype, &tensor.shape);
-            let reason = format!("{} bytes do not make a {dtype} tensor of shape {shape:?}", bytes.len());
+            let reason = format!("{written} bytes do not make a {dtype} tensor of shape {shape:?}");
             return Err(Error::tensor(tensor.name, reason));
         }
-        writer.write_all(&bytes).map_err(io)?;
     }
     Ok(())
 }
@@ -285,7 +323,10 @@ mod tests {
     fn example() -> Vec<u8> {
         let tensors = [
             TensorSource::new("flags", DType::Bool, vec![3], vec![1, 0, 1]),
-            TensorSource::new("b.weight", DType::F32, vec![2, 1], vec![0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]),
+            TensorSource::pieces("b.weight", DType::F32, vec![2, 1], |sink| {
+                sink(&[0, 0, 0xc0])?;
+                sink(&[0x3f, 0, 0, 0, 0xc0])
+            }),
             TensorSource::new("a.weight", DType::F32, vec![], vec![0; 4]),
             TensorSource::lazy("empty", DType::BF16, vec![0, 7], || Ok(Cow::Borrowed(&[]))),
         ];
@@ -410,6 +451,11 @@ mod tests {
         assert!(write(vec![tensor("w", 8), tensor("w", 8)]).contains("taken"));
         assert!(write(vec![tensor(METADATA_KEY, 8)]).contains("taken"));
         assert!(write(vec![tensor("w", 9)]).contains("9 bytes"));
+        let pieces = TensorSource::pieces("w", DType::F32, vec![2], |sink| {
+            sink(&[0; 4])?;
+            sink(&[0; 3])
+        });
+        assert!(write(vec![pieces]).contains("7 bytes"));
     }
 
     #[cfg(not(target_family = "wasm"))]

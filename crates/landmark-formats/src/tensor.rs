@@ -147,6 +147,16 @@ impl<'a> TensorRef<'a> {
         self.data
     }
 
+    /// Elements `range` of the tensor, as a vector.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(&self, range: std::ops::Range<usize>) -> TensorRef<'_> {
+        let size = self.dtype.size();
+        let data = Cow::Borrowed(&self.data[range.start * size..range.end * size]);
+        TensorRef { dtype: self.dtype, shape: vec![range.len()], data }
+    }
+
     /// All elements as `f32`: 16-bit floats exactly, `f64` and large integers rounded to nearest, booleans as 0 and 1.
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
@@ -216,6 +226,36 @@ impl<'a> TensorRef<'a> {
     }
 }
 
+/// The bytes of numbers in one of the floating-point types, rounded to nearest.
+///
+/// # Errors
+/// [`Error::Tensor`] without a name for a type that is not floating-point, or a finite number that becomes infinite.
+pub fn float_bytes(values: &[f32], dtype: DType) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+    let mut overflows = false;
+    let mut halve = |value: f32, half: f32| overflows |= value.is_finite() && !half.is_finite();
+    match dtype {
+        DType::F64 => values.iter().for_each(|&x| bytes.extend(f64::from(x).to_le_bytes())),
+        DType::F32 => values.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
+        DType::F16 => values.iter().for_each(|&x| {
+            let half = f16::from_f32(x);
+            halve(x, half.to_f32());
+            bytes.extend(half.to_le_bytes());
+        }),
+        DType::BF16 => values.iter().for_each(|&x| {
+            let half = bf16::from_f32(x);
+            halve(x, half.to_f32());
+            bytes.extend(half.to_le_bytes());
+        }),
+        _ => return Err(Error::tensor("without a name", format!("{dtype} is no floating-point type"))),
+    }
+    if overflows {
+        let reason = format!("it holds numbers too large for {dtype}; choose F32 or BF16");
+        return Err(Error::tensor("without a name", reason));
+    }
+    Ok(bytes)
+}
+
 /// Without the data, which may be gigabytes.
 impl fmt::Debug for TensorRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -263,6 +303,22 @@ mod tests {
     fn unaligned_bytes_convert() {
         let bytes = [9, 0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0];
         assert_eq!(tensor(DType::F32, &bytes[1..]).to_f32(), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn floats_are_written_in_every_float_type() {
+        let values = [1.5, -2.0, f32::INFINITY, 0.1];
+        for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_float()) {
+            let bytes = float_bytes(&values, dtype).unwrap();
+            let found = tensor(dtype, &bytes).to_f32();
+            assert_eq!(found[..3], values[..3], "{dtype}");
+            assert!((found[3] - 0.1).abs() < 1e-3, "{dtype}");
+        }
+        let third = tensor(DType::F32, &[0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]);
+        assert_eq!(third.part(1..2).to_f32(), [-2.0]);
+        assert!(float_bytes(&values, DType::I32).is_err());
+        assert!(float_bytes(&[70_000.0], DType::F16).unwrap_err().to_string().contains("too large"));
+        assert!(float_bytes(&[70_000.0], DType::BF16).is_ok());
     }
 
     #[test]

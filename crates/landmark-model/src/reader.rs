@@ -4,7 +4,7 @@
 //! fill up, works out positions, and advances the cache. All rows of a batch are equally long.
 
 use crate::batch::NO_LOSS;
-use crate::config::Attention;
+use crate::config::{Attention, ModelConfig};
 use crate::engine::{Engine, Error, Result};
 use crate::model::CacheShape;
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Regularisation, Want};
@@ -58,6 +58,13 @@ pub enum PredictAt {
     /// At the last position, which may be a landmark: models trained with landmarks in the loss
     /// (`include_landmark_in_loss`).
     LastPosition,
+}
+
+impl PredictAt {
+    /// Where a model of this configuration was trained to predict.
+    pub fn of(config: &ModelConfig) -> PredictAt {
+        if config.landmark_in_loss { PredictAt::LastPosition } else { PredictAt::LastToken }
+    }
 }
 
 /// A chunk as the model sees it.

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::config::{Attention, ConfigError, ModelConfig};
+use crate::config::{Attention, Biases, ConfigError, ModelConfig};
 
 /// Settings by name: `args` of a `summary.json`.
 pub type Args = Map<String, Value>;
@@ -115,11 +115,11 @@ pub fn config(args: &Args) -> Result<ModelConfig, ReleasedError> {
     }
     let mut config = ModelConfig::gpt(vocab_size, width, layers, heads, attention);
     config.context = context;
-    config.bias = match args.get("bias") {
+    config.biases = Biases::all_or_none(match args.get("bias") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(bias)) => *bias,
         Some(other) => return Err(wrong("bias", other, "true or false")),
-    };
+    });
     if let Some(id) = args.get("landmark_id").filter(|id| !id.is_null()) {
         let narrow = id.as_u64().and_then(|id| u32::try_from(id).ok());
         config.landmark_id = narrow.ok_or_else(|| wrong("landmark_id", id, "a token id"))?;
@@ -187,7 +187,7 @@ mod tests {
         let text = json!({"train_loss": [], "args": settings()}).to_string();
         let config = config(&parse_summary(text.as_bytes()).unwrap()).unwrap();
         assert_eq!((config.width, config.layers, config.heads, config.hidden), (64, 2, 4, 256));
-        assert_eq!((config.landmark_id, config.context, config.bias), (100, 64, true));
+        assert_eq!((config.landmark_id, config.context, config.biases), (100, 64, Biases::ALL));
         assert_eq!(config.attention, Attention::Landmark);
     }
 

@@ -1,6 +1,6 @@
 //! The weights of a model: names, shapes, first values, and where they stand in a layout.
 
-use crate::config::{Attention, Family, Mlp, ModelConfig};
+use crate::config::{Attention, Biases, Family, Mlp, ModelConfig};
 use crate::lora::Lora;
 use crate::random::{Purpose, generator};
 use landmark_core::{DType, Layout, Tensor};
@@ -142,7 +142,7 @@ pub struct Weights {
 /// Collects parameters while the model is laid out.
 struct Builder<'a> {
     layout: &'a mut Layout,
-    bias: bool,
+    biases: Biases,
     lora: Option<Lora>,
     parameters: Vec<Parameter>,
     adapters: Vec<Parameter>,
@@ -161,9 +161,9 @@ impl Builder<'_> {
         tensor
     }
 
-    fn linear(&mut self, name: String, out: usize, inner: usize, std: f32) -> Linear {
+    fn linear(&mut self, name: String, [out, inner]: [usize; 2], bias: bool, std: f32) -> Linear {
         let weight = self.add(format!("{name}.weight"), &[out, inner], true, Init::Normal(std));
-        let bias = self.bias.then(|| self.add(format!("{name}.bias"), &[out], false, Init::Zeros));
+        let bias = bias.then(|| self.add(format!("{name}.bias"), &[out], false, Init::Zeros));
         let lora = self.lora.filter(|lora| lora.targets.adapts(&name));
         let adapter = lora.map(|lora| self.adapter(&lora, &name, out, inner));
         Linear { weight, bias, adapter }
@@ -181,7 +181,7 @@ impl Builder<'_> {
 
     fn norm(&mut self, name: String, width: usize) -> NormWeights {
         let weight = self.add(format!("{name}.weight"), &[width], false, Init::Ones);
-        let bias = self.bias.then(|| self.add(format!("{name}.bias"), &[width], false, Init::Zeros));
+        let bias = self.biases.norm.then(|| self.add(format!("{name}.bias"), &[width], false, Init::Zeros));
         NormWeights { weight, bias }
     }
 }
@@ -193,7 +193,7 @@ impl Weights {
     /// Adds the weights of `config` to a layout, and those of its adapters.
     pub fn lay_out(config: &ModelConfig, lora: Option<Lora>, layout: &mut Layout) -> Weights {
         let (parameters, adapters) = (Vec::new(), Vec::new());
-        let mut b = Builder { layout, bias: config.bias, lora, parameters, adapters };
+        let mut b = Builder { layout, biases: config.biases, lora, parameters, adapters };
         let (embedding, final_norm) = match config.family {
             Family::Gpt => ("transformer.wte.weight", "transformer.ln_f"),
             Family::Llama => ("model.embed_tokens.weight", "model.norm"),
@@ -217,6 +217,7 @@ impl Weights {
 
 fn block(config: &ModelConfig, b: &mut Builder<'_>, index: usize) -> BlockWeights {
     let (width, hidden) = (config.width, config.hidden);
+    let biases = config.biases;
     let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     // Residual projections start smaller, so that the stream's variance does not grow with depth.
     let residual = STD / (2.0 * config.layers as f32).sqrt();
@@ -229,35 +230,35 @@ fn block(config: &ModelConfig, b: &mut Builder<'_>, index: usize) -> BlockWeight
             attention_norm: b.norm(name("ln_1"), width),
             projections: Projections::Fused(b.linear(
                 name("attn.c_attn"),
-                q_width + 2 * kv_width,
-                width,
+                [q_width + 2 * kv_width, width],
+                biases.qkv,
                 STD,
             )),
-            output: b.linear(name("attn.c_proj"), width, q_width, residual),
+            output: b.linear(name("attn.c_proj"), [width, q_width], biases.output, residual),
             mlp_norm: b.norm(name("ln_2"), width),
             mlp: MlpWeights::Gelu {
-                up: b.linear(name("mlp.c_fc"), hidden, width, STD),
-                down: b.linear(name("mlp.c_proj"), width, hidden, residual),
+                up: b.linear(name("mlp.c_fc"), [hidden, width], biases.mlp, STD),
+                down: b.linear(name("mlp.c_proj"), [width, hidden], biases.mlp, residual),
             },
         },
         Family::Llama => BlockWeights {
             attention_norm: b.norm(name("input_layernorm"), width),
             projections: Projections::Split {
-                q: b.linear(name("self_attn.q_proj"), q_width, width, STD),
-                k: b.linear(name("self_attn.k_proj"), kv_width, width, STD),
-                v: b.linear(name("self_attn.v_proj"), kv_width, width, STD),
+                q: b.linear(name("self_attn.q_proj"), [q_width, width], biases.qkv, STD),
+                k: b.linear(name("self_attn.k_proj"), [kv_width, width], biases.qkv, STD),
+                v: b.linear(name("self_attn.v_proj"), [kv_width, width], biases.qkv, STD),
             },
-            output: b.linear(name("self_attn.o_proj"), width, q_width, residual),
+            output: b.linear(name("self_attn.o_proj"), [width, q_width], biases.output, residual),
             mlp_norm: b.norm(name("post_attention_layernorm"), width),
             mlp: match config.mlp {
                 Mlp::SwiGlu => MlpWeights::SwiGlu {
-                    gate: b.linear(name("mlp.gate_proj"), hidden, width, STD),
-                    up: b.linear(name("mlp.up_proj"), hidden, width, STD),
-                    down: b.linear(name("mlp.down_proj"), width, hidden, residual),
+                    gate: b.linear(name("mlp.gate_proj"), [hidden, width], biases.mlp, STD),
+                    up: b.linear(name("mlp.up_proj"), [hidden, width], biases.mlp, STD),
+                    down: b.linear(name("mlp.down_proj"), [width, hidden], biases.mlp, residual),
                 },
                 Mlp::Gelu => MlpWeights::Gelu {
-                    up: b.linear(name("mlp.up_proj"), hidden, width, STD),
-                    down: b.linear(name("mlp.down_proj"), width, hidden, residual),
+                    up: b.linear(name("mlp.up_proj"), [hidden, width], biases.mlp, STD),
+                    down: b.linear(name("mlp.down_proj"), [width, hidden], biases.mlp, residual),
                 },
             },
         },

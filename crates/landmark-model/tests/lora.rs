@@ -1,7 +1,7 @@
 //! Adapters: their gradients against differences, kept apart against merged, and what is left out of training.
 
 use landmark_core::Cpu;
-use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary};
+use landmark_model::config::{Attention, Biases, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
 use landmark_model::engine::{Engine, Error};
 use landmark_model::lora::{Lora, LoraError, TARGETS, Targets, Whole, merge};
 use landmark_model::model::{CacheShape, Optimizer, Room};
@@ -19,9 +19,9 @@ fn llama() -> ModelConfig {
         hidden: 10,
         norm: Norm::Rms(1e-6),
         mlp: Mlp::SwiGlu,
-        bias: false,
+        biases: Biases::NONE,
         tied: false,
-        rotary: Rotary { pairs: false, theta: 10_000.0 },
+        rotary: Rotary { pairs: false, theta: 10_000.0, scaling: Scaling::None },
         landmark_id: 11,
         ..ModelConfig::gpt(12, 8, 2, 2, Attention::Landmark)
     }

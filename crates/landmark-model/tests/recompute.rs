@@ -2,7 +2,7 @@
 
 use landmark_core::Cpu;
 use landmark_core::plan::Plan;
-use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary};
+use landmark_model::config::{Attention, Biases, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
 use landmark_model::engine::Engine;
 use landmark_model::lora::{Lora, Targets, Whole};
 use landmark_model::model::{CacheShape, Model, Optimizer, Room};
@@ -17,7 +17,7 @@ const BLOCK: usize = 5;
 fn gpt(layers: usize, attention: Attention) -> ModelConfig {
     let mut config = ModelConfig::gpt(40, 16, layers, 2, attention);
     config.landmark_id = 39;
-    config.bias = true;
+    config.biases = Biases::ALL;
     config
 }
 
@@ -28,9 +28,9 @@ fn llama(layers: usize) -> ModelConfig {
         hidden: 24,
         norm: Norm::Rms(1e-6),
         mlp: Mlp::SwiGlu,
-        bias: false,
+        biases: Biases::NONE,
         tied: false,
-        rotary: Rotary { pairs: false, theta: 10_000.0 },
+        rotary: Rotary { pairs: false, theta: 10_000.0, scaling: Scaling::None },
         ..gpt(layers, Attention::Landmark)
     }
 }

@@ -209,8 +209,7 @@ fn run_on<B: Backend>(
         chunk,
         selection: granularity(args.cache_selection_method.unwrap_or(run.cache_selection_method)),
         miss_cutoff: run.rem_cutoff.map(|cutoff| cutoff as f32),
-        // The released GPTs are trained without a loss at landmarks.
-        predict: PredictAt::LastToken,
+        predict: PredictAt::of(&config),
     };
     let mut engine = Engine::new(backend, config.clone(), how.room(&config, cache))?;
     checkpoint.load(&mut engine, AttentionBias::Keep)?;

@@ -42,6 +42,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// (`expand` has stride 0), so a few bytes can stand for any number of them.
 const EXPANSION_ALLOWED: usize = 64 << 20;
 
+/// How much is looked at before it is given up again while a checksum is computed.
+const CHECKED_AT_ONCE: usize = 8 << 20;
+
 /// Whether entries are compared with their checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Checksums {
@@ -284,6 +287,11 @@ impl TorchFile {
         TensorRef::new(meta.dtype, meta.shape.clone(), gather(meta, storage, length))
     }
 
+    /// Gives up the memory that looking at these bytes of a tensor took; see [`FileBytes::release`].
+    pub fn release(&self, part: &[u8]) {
+        self.bytes.release(part);
+    }
+
     fn entries_of(&self, meta: &TensorMeta) -> Result<&[u8]> {
         if meta.entry >= self.verified.len() {
             return Err(damaged(&self.bytes, "a tensor of another file was asked for".to_string()));
@@ -296,7 +304,12 @@ impl TorchFile {
         let entry = &self.archive.entries()[index];
         let bytes = &self.bytes.as_slice()[entry.range.clone()];
         if self.checksums == Checksums::Verify && !self.verified[index].load(Ordering::Relaxed) {
-            let actual = crc32fast::hash(bytes);
+            let mut hasher = crc32fast::Hasher::new();
+            for piece in bytes.chunks(CHECKED_AT_ONCE) {
+                hasher.update(piece);
+                self.bytes.release(piece);
+            }
+            let actual = hasher.finalize();
             if actual != entry.crc32 {
                 let reason = format!(
                     "`{}` in it has checksum {actual:08x} where {:08x} was written",
