@@ -101,6 +101,11 @@ impl<B: Backend> Trainer<B> {
         &mut self.engine
     }
 
+    /// The engine, to look at.
+    pub fn engine_ref(&self) -> &Engine<B> {
+        &self.engine
+    }
+
     /// Steps done.
     pub fn done(&self) -> u64 {
         self.done
