@@ -91,16 +91,25 @@ impl ModelFolder {
         settings.as_object().cloned().unwrap_or_default()
     }
 
-    /// The tokenizer of the folder, if it has one: `tokenizer.json`.
+    /// The tokenizer of the folder, if it has one.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or has more tokens than the model.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let path = self.path.join("tokenizer.json");
-        if !path.is_file() {
-            return Ok(None);
+        let Some(tokenizer) = Tokenizer::from_folder(&self.path, None)? else { return Ok(None) };
+        if tokenizer.vocab_size() as usize > self.config.vocab_size {
+            return Err(Error::Input {
+                path: PathBuf::from(&tokenizer.info().name),
+                reason: format!(
+                    "has {} tokens, and the model's vocabulary has {}",
+                    tokenizer.vocab_size(),
+                    self.config.vocab_size
+                ),
+                help: "it is the tokenizer of another model: fetch the one that belongs to these weights"
+                    .to_owned(),
+            });
         }
-        Ok(Some(Tokenizer::from_file(&path, None)?))
+        Ok(Some(tokenizer))
     }
 
     /// Names and shapes of the weights that belong to the model.

@@ -10,6 +10,8 @@
 //! | `gpt2` | GPT-2's encoding: the split into pieces, the merges |
 //! | [`tokenizer`] | GPT-2's encoding or a `tokenizer.json`, behind one type |
 //! | [`packed`] | documents packed into rows of one length, for fine-tuning |
+//! | `sentencepiece` | a SentencePiece `tokenizer.model` as a `tokenizer.json` |
+//! | [`tokenizer_folder`] | the tokenizer of a model's folder; one that has grown, written |
 //! | [`mod@prepare`] | reading, encoding on all cores, writing |
 //! | [`dataset`] | `dataset.json` |
 //! | [`stream`] | reading a token stream |
@@ -28,8 +30,10 @@ mod gpt2;
 mod hash;
 pub mod packed;
 pub mod prepare;
+mod sentencepiece;
 pub mod stream;
 pub mod tokenizer;
+pub mod tokenizer_folder;
 pub mod vocabulary;
 
 pub use corpus::Corpus;

@@ -2,7 +2,11 @@
 //!
 //! Two kinds behind one type rather than a trait: callers choose at run time, and nobody else implements it. GPT-2's
 //! is our own encoder (`gpt2`); a `tokenizer.json` is read by the `tokenizers` crate, with everything that
-//! the file may say about truncation and padding turned off, since documents are encoded whole.
+//! the file may say about truncation and padding turned off, since documents are encoded whole. A SentencePiece
+//! `tokenizer.model` becomes a `tokenizer.json` first (`sentencepiece`).
+//!
+//! Text is only ever text: the name of a special token in it is encoded letter by letter. What belongs before and
+//! after a text, such as a BOS, is the tokenizer's to say and added by [`Tokenizer::encode`].
 
 use std::fs::File;
 use std::io::Read;
@@ -14,6 +18,7 @@ use crate::contain::contain;
 use crate::error::{Error, Result, reading};
 use crate::gpt2::{self, gpt2};
 use crate::hash::sha256_hex;
+use crate::sentencepiece;
 
 /// Largest `tokenizer.json` that is read, in bytes; the largest in use have some 30 MB.
 const MAX_FILE: u64 = 256 << 20;
@@ -25,6 +30,15 @@ const END_NAMES: [&str; 7] =
 pub struct Tokenizer {
     kind: Kind,
     info: TokenizerInfo,
+    /// What [`Tokenizer::encode`] puts before and after a text.
+    around: Around,
+}
+
+/// Tokens before and after a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Around {
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 enum Kind {
@@ -55,10 +69,10 @@ impl Tokenizer {
             vocab_size: gpt2::VOCAB_SIZE,
             eot: gpt2::END_OF_TEXT,
         };
-        Self { kind: Kind::Gpt2, info }
+        Self { kind: Kind::Gpt2, info, around: Around::default() }
     }
 
-    /// Reads a Hugging Face `tokenizer.json`.
+    /// Reads a Hugging Face `tokenizer.json`, a SentencePiece model (`*.model`), or the folder of a model with either.
     ///
     /// `eot` names the token that ends a document; without it the usual names are tried (`<|endoftext|>`,
     /// `</s>`, ...).
@@ -66,10 +80,34 @@ impl Tokenizer {
     /// # Errors
     /// If the file cannot be read, is no tokenizer, or has no such token.
     pub fn from_file(path: &Path, eot: Option<&str>) -> Result<Self> {
-        let mut json = Vec::new();
-        let file = File::open(path).map_err(reading(path))?;
-        file.take(MAX_FILE + 1).read_to_end(&mut json).map_err(reading(path))?;
-        Self::from_json(&json, &path.display().to_string(), eot)
+        if path.is_dir() {
+            return Self::from_folder(path, eot)?.ok_or_else(|| Error::Tokenizer {
+                name: path.display().to_string(),
+                message: "has no tokenizer.json and no tokenizer.model; give the folder or file that has"
+                    .into(),
+            });
+        }
+        let bytes = read_file(path)?;
+        let name = path.display().to_string();
+        if path.extension().is_some_and(|extension| extension == "model") {
+            return Self::from_sentencepiece(&bytes, &name, eot);
+        }
+        Self::from_json(&bytes, &name, eot)
+    }
+
+    /// Reads a SentencePiece model from its bytes.
+    ///
+    /// # Errors
+    /// If it is none, or has no such token.
+    pub fn from_sentencepiece(bytes: &[u8], name: &str, eot: Option<&str>) -> Result<Self> {
+        let wrong = |message| Error::Tokenizer { name: name.into(), message };
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(wrong(format!("more than {MAX_FILE} bytes; this is no tokenizer.model")));
+        }
+        let json = sentencepiece::to_tokenizer_json(bytes).map_err(wrong)?;
+        let mut tokenizer = Self::from_json(json.to_string().as_bytes(), name, eot)?;
+        tokenizer.info.sha256 = Some(sha256_hex(bytes));
+        Ok(tokenizer)
     }
 
     /// The same from the bytes of a `tokenizer.json`; `name` is used in messages and in [`Self::info`].
@@ -99,7 +137,8 @@ impl Tokenizer {
             })?,
         };
         let info = TokenizerInfo { name: name.into(), sha256: Some(sha256_hex(json)), vocab_size, eot };
-        Ok(Self { kind: Kind::Json(Box::new(tokenizer)), info })
+        let around = around(&tokenizer);
+        Ok(Self { kind: Kind::Json(Box::new(tokenizer)), info, around })
     }
 
     /// What identifies this tokenizer.
@@ -110,14 +149,6 @@ impl Tokenizer {
     /// The token that follows every document.
     pub fn eot(&self) -> u32 {
         self.info.eot
-    }
-
-    /// The id of a token by its name, added tokens among them.
-    pub fn token_id(&self, token: &str) -> Option<u32> {
-        match &self.kind {
-            Kind::Gpt2 => (token == "<|endoftext|>").then_some(gpt2::END_OF_TEXT),
-            Kind::Json(tokenizer) => tokenizer.token_to_id(token),
-        }
     }
 
     /// Ids are less than this.
@@ -156,6 +187,37 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The tokens of `text` with those that the tokenizer puts before and after it, such as LLaMA's BOS. The text itself
+    /// is encoded as [`Self::encode_ordinary`] does it.
+    ///
+    /// # Errors
+    /// As [`Self::encode_ordinary`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.around.before.clone();
+        self.encode_ordinary_into(text, &mut ids)?;
+        ids.extend_from_slice(&self.around.after);
+        Ok(ids)
+    }
+
+    /// What [`Self::encode`] puts before a text.
+    pub fn before(&self) -> &[u32] {
+        &self.around.before
+    }
+
+    /// The id of a token by its name.
+    pub fn token_id(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Gpt2 => (name == "<|endoftext|>").then_some(gpt2::END_OF_TEXT),
+            Kind::Json(tokenizer) => tokenizer.token_to_id(name),
+        }
+    }
+
+    /// Says what to put before and after a text.
+    pub(crate) fn put_around(&mut self, before: Option<Vec<u32>>, after: Option<Vec<u32>>) {
+        let Around { before: old_before, after: old_after } = std::mem::take(&mut self.around);
+        self.around = Around { before: before.unwrap_or(old_before), after: after.unwrap_or(old_after) };
+    }
+
     /// The text of `ids`. Special tokens appear by name; ids beyond the vocabulary and bytes that form no UTF-8
     /// become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -189,6 +251,28 @@ impl Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.info.fmt(f)
+    }
+}
+
+/// The bytes of a tokenizer's file, one more than allowed if it is too long.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(reading(path))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(reading(path))?;
+    Ok(bytes)
+}
+
+/// What a post-processor puts around a text: what is there of an encoded letter beyond the letter.
+fn around(tokenizer: &tokenizers::Tokenizer) -> Around {
+    let encode = |special| {
+        let encoding = contain(|| tokenizer.encode_fast("a", special)).ok()?.ok()?;
+        Some(encoding.get_ids().to_vec())
+    };
+    let (Some(with), Some(without)) = (encode(true), encode(false)) else { return Around::default() };
+    let at = with.windows(without.len().max(1)).position(|part| part == without);
+    match at {
+        Some(at) => Around { before: with[..at].to_vec(), after: with[at + without.len()..].to_vec() },
+        None => Around::default(),
     }
 }
 

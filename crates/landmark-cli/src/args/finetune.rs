@@ -37,7 +37,8 @@ pub enum Strategy {
 
 /// Flags of `landmark finetune`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example, the released recipe (its command line with another program's name, and the text):
+#[command(
+    after_help = "Example, the released recipe (its command line with another program's name, and the text):
   landmark finetune --model_name_or_path llama-7b --train_file redpajama/*.jsonl --output_dir llama-redpajama \\
       --bf16 True --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --save_steps 2000 \\
       --save_total_limit 2 --learning_rate 2e-5 --weight_decay 0.1 --warmup_ratio 0.03 \\
@@ -47,7 +48,8 @@ Example, adapters only:
       --lora_alpha 32 --lora_target_modules all-linear --gradient_checkpointing --max_steps 500
 
 Flags may be written with underscores or with dashes. A run that was cut off goes on from the newest checkpoint
-in --output_dir when it is started again.")]
+in --output_dir when it is started again."
+)]
 pub struct FinetuneArgs {
     /// The model to begin with: a folder in Hugging Face's layout.
     #[arg(long, value_name = "DIR", help_heading = "Model and text")]

@@ -237,8 +237,8 @@ fn check(args: &FinetuneArgs) -> Result<()> {
 fn lora(args: &FinetuneArgs) -> Result<Option<LoraSettings>> {
     let Some(rank) = args.lora_r.filter(|&rank| rank > 0) else { return Ok(None) };
     let names = args.lora_target_modules.iter().map(String::as_str);
-    let targets = Targets::named(names)
-        .map_err(|error| Error::flag("--lora-target-modules", error.to_string(), ""))?;
+    let targets =
+        Targets::named(names).map_err(|error| Error::flag("--lora-target-modules", error.to_string(), ""))?;
     let whole = match &args.lora_modules_to_save {
         None => None,
         Some(names) if names.iter().all(|name| ["none", "None", ""].contains(&name.as_str())) => {
@@ -322,7 +322,8 @@ mod tests {
     use crate::args::{Command, parse};
 
     fn resolve(flags: &str) -> Result<FinetuneSettings> {
-        let line = format!("landmark finetune --model_name_or_path m --train_file a b --output_dir o {flags}");
+        let line =
+            format!("landmark finetune --model_name_or_path m --train_file a b --output_dir o {flags}");
         let Command::Finetune(args) = parse(line.split_whitespace())?.command else { panic!() };
         settings(&args)
     }
@@ -344,7 +345,7 @@ mod tests {
         );
         assert_eq!((settings.length, settings.mem_freq, settings.placing), (512, 63, Placing::AsTokens));
         assert_eq!((settings.max_norm, settings.adam), (Some(1.0), [0.9, 0.999, 1e-8]));
-        assert_eq!((settings.save, settings.start, settings.seed), (Save::Every(2000), Start::Newest, 42));
+        assert_eq!((settings.save, &settings.start, settings.seed), (Save::Every(2000), &Start::Newest, 42));
         let cosine =
             Schedule::WarmupCosine { max_rate: 2e-5, warmup_steps: 450, total_steps: 15_000, cycles: 0.4 };
         assert_eq!(settings.schedule(15_000), cosine);

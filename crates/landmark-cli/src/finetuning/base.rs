@@ -162,9 +162,9 @@ impl Base {
             reason,
             help: "its weights and its config.json are those of two models: get both anew".to_owned(),
         };
-        let known: Vec<String> =
-            engine.model().weights.parameters.iter().map(|p| p.name.clone()).collect();
-        if let Some((name, shape)) = self.folder.shapes()?.into_iter().find(|(name, _)| !known.contains(name)) {
+        let known: Vec<String> = engine.model().weights.parameters.iter().map(|p| p.name.clone()).collect();
+        if let Some((name, shape)) = self.folder.shapes()?.into_iter().find(|(name, _)| !known.contains(name))
+        {
             return Err(mixed_up(format!("weight `{name}` of shape {shape:?} has no place in the model")));
         }
         let (width, Vocabulary { old, rows, .. }) = (self.config.width, &self.vocabulary);
@@ -172,7 +172,9 @@ impl Base {
         let loaded = engine.load(|name| -> Result<_> {
             let found = self.folder.find(name)?;
             Ok(match found {
-                Some((shape, values)) if tables.contains(&name) && shape == [self.folder.config().vocab_size, width] => {
+                Some((shape, values))
+                    if tables.contains(&name) && shape == [self.folder.config().vocab_size, width] =>
+                {
                     Some((vec![*rows, width], grown(values, width, *old, *rows)))
                 }
                 other => other,

@@ -186,7 +186,8 @@ fn with_tied_head<'a, B: Backend>(
 ) -> Vec<TensorSource<'a>> {
     let is_trained = base.lora().is_some_and(|lora| lora.whole.embedding);
     if base.config().tied && is_trained {
-        let embedding = trainer.weights().into_iter().find(|(name, ..)| name.ends_with("embed_tokens.weight"));
+        let embedding =
+            trainer.weights().into_iter().find(|(name, ..)| name.ends_with("embed_tokens.weight"));
         weights.extend(embedding.map(|tensor| source(trainer, tensor).renamed("lm_head.weight")));
     }
     weights
@@ -236,12 +237,14 @@ pub fn restore<B: Backend>(
     progress: &Progress,
     is_adapter: bool,
 ) -> Result<()> {
-    let refuse = |reason: String| Error::Input {
+    let refuse = |reason: String| {
+        Error::Input {
         path: path.to_owned(),
         reason,
         help: "a run goes on only with the settings and the text that it began with; give another --output-dir to start \
                anew, or --overwrite-output-dir to delete its checkpoints"
             .to_owned(),
+    }
     };
     let file = path.join(STATE);
     let bytes = landmark_formats::huggingface::read_bounded(&file, 1 << 30)?;
@@ -265,7 +268,11 @@ pub fn restore<B: Backend>(
         return Err(refuse(format!("is of a run of {} steps, not {}", state["max_steps"], progress.steps)));
     }
     let optimizer = SafetensorsFile::open(&path.join(OPTIMIZER))?;
-    let weights = if is_adapter { Saved::Adapter(Adapter::open(path)?) } else { Saved::Model(WeightFolder::open(path)?) };
+    let weights = if is_adapter {
+        Saved::Adapter(Adapter::open(path)?)
+    } else {
+        Saved::Model(WeightFolder::open(path)?)
+    };
     trainer.restore(step, |name| -> Result<_> {
         let tensor = match &weights {
             _ if name.starts_with("optimizer.") => {

@@ -87,8 +87,7 @@ pub fn run<B: Backend>(backend: B, settings: &FinetuneSettings, report: &Report)
         log_every: settings.log_every,
     };
     let (batch, per_step) = (training.batch, training.tokens_per_step());
-    let mut engine =
-        Engine::with_adapters(backend, base.config().clone(), training.room(), base.lora())?;
+    let mut engine = Engine::with_adapters(backend, base.config().clone(), training.room(), base.lora())?;
     base.load(&mut engine)?;
     engine.initialise_adapters(settings.seed)?;
     let (all, trained_parameters) = (engine.model().parameter_count(), engine.model().trained_count());
@@ -149,11 +148,8 @@ pub fn run<B: Backend>(backend: B, settings: &FinetuneSettings, report: &Report)
 /// The text as rows.
 fn rows(base: &Base, settings: &FinetuneSettings, report: &Report) -> Result<Rows> {
     let vocabulary = base.vocabulary();
-    let special = Special {
-        beginning: vocabulary.beginning,
-        end: vocabulary.end,
-        padding: vocabulary.padding,
-    };
+    let special =
+        Special { beginning: vocabulary.beginning, end: vocabulary.end, padding: vocabulary.padding };
     let total: u64 = settings.files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
     let bar = report.progress("encoding", total, "bytes");
     let packed =
