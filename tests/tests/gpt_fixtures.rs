@@ -34,7 +34,7 @@ fn logits_loss_and_gradients<T: Real>(name: &str) {
     let cases = Tensors::open(&format!("{name}/cases.safetensors"));
     let (tokens, targets) = (cases.tokens("tokens"), cases.i32("targets"));
     let length = tokens.len() / 2;
-    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95 });
+    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
     let mut engine = engine::<T>(name, Room { logits: length, training, ..room(length) });
 
     let logits = block_on(reader(&mut engine).all_logits(&tokens, length)).expect("logits");
@@ -162,7 +162,7 @@ fn chunk_losses_are_met_in_f64() {
 fn training<T: Real>(name: &str) {
     let cases = Tensors::open(&format!("{name}/cases.safetensors"));
     let schedule = Schedule::released(2e-3, 20, 0.1, Anneal::Cos);
-    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95 });
+    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
     let mut engine = engine::<T>(name, Room { training, ..room(64) });
     let record = json(&format!("{name}/train.json"));
     for (step, expected) in record["steps"].as_array().expect("steps").iter().enumerate() {

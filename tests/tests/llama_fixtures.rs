@@ -96,7 +96,7 @@ fn loss_and_gradients<T: Real>(blocks: Option<(usize, Vec<u32>)>) {
     let tokens = cases.tokens("train.tokens");
     let length = tokens.len() / 2;
     let targets = next_tokens(&tokens, length);
-    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95 });
+    let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
     let mut engine = engine::<T>("llama", Attention::Landmark, Room { training, ..room(length) });
 
     let one = Training { scale: 1.0, blocks, ..Training::default() };

@@ -18,6 +18,7 @@ pub mod commands;
 pub mod device;
 pub mod error;
 pub mod evaluation;
+pub mod finetuning;
 pub mod huggingface;
 pub mod machine;
 pub mod opened;

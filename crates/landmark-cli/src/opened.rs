@@ -267,7 +267,7 @@ pub fn engine<B: Backend>(
     let settings = memory.settings(Sampling::default(), 0, lookups);
     let room = settings.room(&opened.config, memory.cache, batch);
     let paging = paging(args, &opened.config, memory.cache, batch, saved)?;
-    let mut engine = Engine::within(backend, opened.config.clone(), room, paging)?;
+    let mut engine = Engine::with(backend, opened.config.clone(), room, None, paging)?;
     opened.checkpoint.load(&mut engine, AttentionBias::Keep)?;
     Ok(engine)
 }

@@ -1,9 +1,12 @@
 //! The memory plan: which scratch tensors share storage.
 //!
-//! A tensor lives from the first op that writes it to the last op that touches it. Walking the ops once,
-//! the planner gives each new tensor the smallest free *slot* that is large enough (growing the largest free
-//! one when none is). Slots rather than offsets, because wgpu binds whole buffers and refuses one buffer
-//! bound both ways in a dispatch; a backend with one flat arena lays the slots end to end.
+//! A tensor lives from the first op that writes it to the last op that touches it. The largest tensors choose
+//! first: each takes a *slot* whose other tensors do not live while it does, the smallest such, or a new one of
+//! its size. Slots rather than offsets, because wgpu binds whole buffers and refuses one buffer bound both ways
+//! in a dispatch; a backend with one flat arena lays the slots end to end.
+//!
+//! Rejected: giving out free slots in the order of the ops. A residual stream that is kept from the forward to
+//! the backward pass then sits in a slot made for the wider inside of an MLP, which has to be made again.
 //!
 //! [`Plan::verify`] proves from the operands alone that no write touches storage that a live tensor still
 //! needs: it shares no code with the assignment, and it runs on every plan that is made.
@@ -37,6 +40,13 @@ struct Life {
     last: usize,
 }
 
+impl Life {
+    /// Whether some op touches both.
+    fn meets(self, other: Life) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
 fn lives(program: &Program) -> HashMap<Tensor, Life> {
     let mut lives: HashMap<Tensor, Life> = HashMap::new();
     for (i, op) in program.ops().iter().enumerate() {
@@ -55,53 +65,30 @@ impl Plan {
     /// # Panics
     /// When the program reads a scratch tensor that no op wrote: a mistake in the recording code.
     pub fn new(program: &Program) -> Self {
-        let lives = lives(program);
+        let mut tensors: Vec<(Tensor, Life)> = lives(program).into_iter().collect();
+        let size = |tensor: Tensor| program.info(tensor).bytes();
+        tensors.sort_by_key(|&(tensor, life)| (std::cmp::Reverse(size(tensor)), life.first, tensor));
         let mut plan = Plan { slots: Vec::new(), assigned: HashMap::new() };
-        let mut free: Vec<usize> = Vec::new();
-        for (i, op) in program.ops().iter().enumerate() {
-            let operands = op.operand_list();
-            for operand in &operands {
-                if lives.get(&operand.tensor).is_some_and(|life| life.first == i)
-                    && !plan.assigned.contains_key(&operand.tensor)
-                {
-                    let info = program.info(operand.tensor);
-                    let slot = plan.take(&mut free, info.dtype, info.shape.numel());
-                    plan.assigned.insert(operand.tensor, slot);
-                }
-            }
-            let mut done: Vec<usize> = operands
-                .iter()
-                .filter(|o| lives.get(&o.tensor).is_some_and(|life| life.last == i))
-                .map(|o| plan.assigned[&o.tensor])
-                .collect();
-            done.sort_unstable();
-            done.dedup();
-            free.extend(done);
+        // When each slot is taken.
+        let mut taken: Vec<Vec<Life>> = Vec::new();
+        for (tensor, life) in tensors {
+            let info = program.info(tensor);
+            let fits = |&slot: &usize| {
+                plan.slots[slot].dtype == info.dtype && !taken[slot].iter().any(|other| other.meets(life))
+            };
+            // Slots were made from large to small, and all of them for tensors at least as large as this.
+            let slot = (0..plan.slots.len()).rev().find(fits).unwrap_or_else(|| {
+                plan.slots.push(Slot { dtype: info.dtype, numel: info.shape.numel() });
+                taken.push(Vec::new());
+                plan.slots.len() - 1
+            });
+            taken[slot].push(life);
+            plan.assigned.insert(tensor, slot);
         }
         if let Err(reason) = plan.verify(program) {
             panic!("memory plan of {}: {reason}", program.name);
         }
         plan
-    }
-
-    fn take(&mut self, free: &mut Vec<usize>, dtype: DType, numel: usize) -> usize {
-        let fits = |&slot: &usize| self.slots[slot].dtype == dtype;
-        let best = free.iter().copied().filter(fits).min_by_key(|&slot| {
-            let held = self.slots[slot].numel;
-            // The smallest that is large enough; failing that, the one that grows least.
-            if held >= numel { (0, held) } else { (1, usize::MAX - held) }
-        });
-        match best {
-            Some(slot) => {
-                free.retain(|&s| s != slot);
-                self.slots[slot].numel = self.slots[slot].numel.max(numel);
-                slot
-            }
-            None => {
-                self.slots.push(Slot { dtype, numel });
-                self.slots.len() - 1
-            }
-        }
     }
 
     /// Slot of a scratch tensor.

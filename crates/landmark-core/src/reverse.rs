@@ -8,11 +8,18 @@
 //!
 //! A residual addition gives the *same* gradient to both operands. They share one tensor until somebody
 //! wants to add to it while another owner still has to read it; then it is copied.
+//!
+//! The walk need not begin at the last op and end at the first: [`Recorder::backward_of`] walks a range of ops
+//! and hands back the gradients of what the range read from outside. Activation checkpointing is made of that:
+//! a segment's forward ops are recorded a second time, and the walk goes over the second recording, so that the
+//! results of the first need not be kept. Rejected: a pass that clones and renames recorded ops, which would need
+//! every op to be able to rename its operands; recording again says the same in a line.
 
 use crate::ops::{Access, CopyRows, Fill, Op, Operation};
 use crate::program::{Place, Recorder};
 use crate::tensor::{Cols, Out, Shape, Tensor};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 /// State of the walk; what ops see of it while they record their gradients.
 pub struct Reverse<'a> {
@@ -35,25 +42,43 @@ impl Recorder {
     /// [`LinearCrossEntropy`](crate::ops::LinearCrossEntropy): `seeds` names those tensors with their
     /// gradients.
     pub fn backward(&mut self, parameters: &[(Tensor, Tensor)], seeds: &[(Tensor, Tensor)]) {
-        let forward: Vec<Op> = self.program().ops().to_vec();
+        self.backward_of(0..self.program().ops().len(), parameters, seeds, &[]);
+    }
+
+    /// Records the backward pass of the ops in `range` alone; returns the gradient of each of `inputs`, tensors
+    /// that those ops read and that others made, where anything in the range contributed to it.
+    ///
+    /// Several seeds may share one gradient (the terms of a sum that lies outside the range).
+    ///
+    /// # Panics
+    /// When an input is made inside the range.
+    pub fn backward_of(
+        &mut self,
+        range: Range<usize>,
+        parameters: &[(Tensor, Tensor)],
+        seeds: &[(Tensor, Tensor)],
+        inputs: &[Tensor],
+    ) -> Vec<Option<Tensor>> {
+        let forward: Vec<Op> = self.program().ops()[range].to_vec();
         let parameters: HashMap<_, _> = parameters.iter().copied().collect();
-        let wanted = wanted(&forward, &parameters);
+        let wanted = wanted(&forward, parameters.keys().chain(inputs).copied().collect());
         let gradients = seeds.iter().copied().collect();
         let mut reverse = Reverse { recorder: self, parameters, wanted, gradients, consumed: HashSet::new() };
         for op in forward.iter().rev() {
             op.backward(&mut reverse);
             for operand in op.operand_list() {
                 if operand.access == Access::Write {
+                    assert!(!inputs.contains(&operand.tensor), "an input is made inside the range");
                     reverse.consumed.insert(operand.tensor);
                 }
             }
         }
+        inputs.iter().map(|&input| reverse.gradient(input)).collect()
     }
 }
 
-/// Every tensor that an op computed from a parameter, directly or not.
-fn wanted(ops: &[Op], parameters: &HashMap<Tensor, Tensor>) -> HashSet<Tensor> {
-    let mut wanted: HashSet<Tensor> = parameters.keys().copied().collect();
+/// Every tensor that an op computed from those that are `wanted` to begin with, directly or not.
+fn wanted(ops: &[Op], mut wanted: HashSet<Tensor>) -> HashSet<Tensor> {
     for op in ops {
         let operands = op.operand_list();
         if operands.iter().any(|o| o.access != Access::Write && wanted.contains(&o.tensor)) {

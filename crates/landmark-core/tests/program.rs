@@ -196,7 +196,7 @@ fn large() -> (Layout, Program, Vec<(Tensor, Vec<u8>)>) {
     r.push(Matmul::linear(n, up, None, wide));
     r.push(Gelu { x: wide, out: active });
     r.push(Matmul::linear(active, down, None, y));
-    let gradient = Some(LossGradient { dx: last, dweight: Out::add(dtable), scale: 1.0 });
+    let gradient = Some(LossGradient { dx: last, dweight: Some(Out::add(dtable)), scale: 1.0 });
     r.push(LinearCrossEntropy { x: y, weight: table, targets, loss, predictions: None, gradient });
     r.backward(&weights, &[(y, last)]);
     (layout, r.finish(), inputs)

@@ -9,6 +9,7 @@
 //! | [`corpus`] | what corpora look like on disk; lines of JSON |
 //! | `gpt2` | GPT-2's encoding: the split into pieces, the merges |
 //! | [`tokenizer`] | GPT-2's encoding or a `tokenizer.json`, behind one type |
+//! | [`packed`] | documents packed into rows of one length, for fine-tuning |
 //! | `sentencepiece` | a SentencePiece `tokenizer.model` as a `tokenizer.json` |
 //! | [`tokenizer_folder`] | the tokenizer of a model's folder; one that has grown, written |
 //! | [`mod@prepare`] | reading, encoding on all cores, writing |
@@ -27,6 +28,7 @@ pub mod demo;
 mod error;
 mod gpt2;
 mod hash;
+pub mod packed;
 pub mod prepare;
 mod sentencepiece;
 pub mod stream;

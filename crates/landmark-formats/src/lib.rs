@@ -3,6 +3,7 @@
 //! | module | what it reads or writes |
 //! |---|---|
 //! | [`safetensors`] | weights and optimiser state, ours and Hugging Face's |
+//! | [`peft`] | low-rank adapters as Hugging Face's PEFT stores them |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
 //! | [`huggingface`] | folders in Hugging Face's layout: one file of weights or several with their index |
 //! | [`events`] | TensorBoard event files |
@@ -38,5 +39,7 @@ pub mod huggingface;
 pub mod jsonl;
 #[cfg(not(target_family = "wasm"))]
 pub mod pages;
+#[cfg(not(target_family = "wasm"))]
+pub mod peft;
 
 pub use error::{Error, Result};

@@ -223,6 +223,12 @@ impl<'a> TensorSource<'a> {
     pub fn byte_count(&self) -> u64 {
         byte_count(self.dtype, &self.shape).map_or(u64::MAX, |bytes| bytes as u64)
     }
+
+    /// The same tensor under another name.
+    #[must_use]
+    pub fn renamed(self, name: impl Into<String>) -> Self {
+        TensorSource { name: name.into(), ..self }
+    }
 }
 
 /// Writes `tensors` and `metadata` to `path`, atomically.

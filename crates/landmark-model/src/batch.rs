@@ -56,6 +56,32 @@ impl Batch {
     }
 }
 
+/// Where the batches of training come from.
+pub trait Batches {
+    /// The batch of `rows` rows for one micro-batch of one step: a function of these numbers, and of nothing else.
+    fn train_batch(&self, seed: u64, step: u64, micro: u32, rows: usize) -> Batch;
+
+    /// Positions of a block, its landmark included; `None` without landmarks.
+    fn block(&self) -> Option<usize>;
+
+    /// Id of the landmark.
+    fn landmark(&self) -> u32;
+}
+
+impl<T: Tokens> Batches for Windows<T> {
+    fn train_batch(&self, seed: u64, step: u64, micro: u32, rows: usize) -> Batch {
+        self.batch(seed, Purpose::TrainBatch, step, micro, rows)
+    }
+
+    fn block(&self) -> Option<usize> {
+        self.stream.block()
+    }
+
+    fn landmark(&self) -> u32 {
+        self.stream.landmark()
+    }
+}
+
 /// A stream from which the batches asked for cannot be drawn.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BatchError {

@@ -1,8 +1,10 @@
 //! A model on a backend: weights in place, programs compiled as they are first needed.
 
 use crate::config::ModelConfig;
+use crate::lora::Lora;
 use crate::model::{Model, Room};
 use crate::record::{self, Pass, Update};
+use crate::weights::Parameter;
 use landmark_core::{Backend, Paging, Tensor};
 use std::ops::Range;
 
@@ -15,6 +17,9 @@ pub enum Error {
     /// An impossible configuration.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// Impossible adapters.
+    #[error(transparent)]
+    Lora(#[from] crate::lora::LoraError),
     /// A weight is missing.
     #[error(
         "weight `{0}` is missing: the checkpoint belongs to another model, or its settings do not fit it"
@@ -82,17 +87,26 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// An impossible configuration, or too little memory.
     pub fn new(backend: B, config: ModelConfig, room: Room) -> Result<Self> {
-        Self::within(backend, config, room, Paging::default())
+        Self::with(backend, config, room, None, Paging::default())
     }
 
-    /// The same, the blocks of its memory kept where `paging` allows.
+    /// The same, with low-rank adapters if `lora` is given, and the blocks of its memory kept where `paging` allows.
     ///
     /// # Errors
-    /// An impossible configuration, or too little memory.
-    pub fn within(backend: B, config: ModelConfig, room: Room, paging: Paging) -> Result<Self> {
+    /// As [`new`](Self::new), and adapters that the model has no place for.
+    pub fn with(
+        backend: B,
+        config: ModelConfig,
+        room: Room,
+        lora: Option<Lora>,
+        paging: Paging,
+    ) -> Result<Self> {
         config.validate()?;
         room.validate(&config)?;
-        let model = Model::new(config, room);
+        if let Some(lora) = &lora {
+            lora.validate(&config)?;
+        }
+        let model = Model::with_adapters(config, room, lora);
         let mut arena = backend.allocate_within(&model.layout, paging)?;
         let frequencies = model.config.rotary.frequencies(model.config.head_dim);
         backend.write(&mut arena, model.inputs.frequencies, bytemuck::cast_slice(&frequencies))?;
@@ -109,27 +123,61 @@ impl<B: Backend> Engine<B> {
         &self.model.config
     }
 
-    /// Draws first weights.
+    /// Draws first weights, those of adapters too.
     ///
     /// # Errors
     /// Failures of the backend.
     pub fn initialise(&mut self, seed: u64) -> Result<()> {
-        for (index, parameter) in self.model.weights.parameters.iter().enumerate() {
+        Self::draw(&self.backend, &mut self.arena, &self.model.weights.parameters, seed)?;
+        self.initialise_adapters(seed)
+    }
+
+    /// Draws first weights of the adapters.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn initialise_adapters(&mut self, seed: u64) -> Result<()> {
+        Self::draw(&self.backend, &mut self.arena, &self.model.weights.adapters, seed)
+    }
+
+    fn draw(backend: &B, arena: &mut B::Arena, parameters: &[Parameter], seed: u64) -> Result<()> {
+        for (index, parameter) in parameters.iter().enumerate() {
             let values = parameter.initial(seed, index);
-            self.backend.write(&mut self.arena, parameter.tensor, bytemuck::cast_slice(&values))?;
+            backend.write(arena, parameter.tensor, bytemuck::cast_slice(&values))?;
         }
         Ok(())
     }
 
-    /// Loads every weight: `find` gives shape and values of a name.
+    /// Loads every weight of the model itself: `find` gives shape and values of a name.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Shape`], whatever `find` reports, failures of the backend.
     pub fn load<E: From<Error>>(
         &mut self,
+        find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
+    ) -> Result<(), E> {
+        Self::load_all(&self.backend, &mut self.arena, &self.model.weights.parameters, find)
+    }
+
+    /// Loads what training changes: adapters and the matrices trained whole, or without adapters every weight.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_trained<E: From<Error>>(
+        &mut self,
+        find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
+    ) -> Result<(), E> {
+        let parameters: Vec<Parameter> = self.model.trained_parameters().cloned().collect();
+        Self::load_all(&self.backend, &mut self.arena, &parameters, find)
+    }
+
+    fn load_all<E: From<Error>>(
+        backend: &B,
+        arena: &mut B::Arena,
+        parameters: &[Parameter],
         mut find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
     ) -> Result<(), E> {
-        for parameter in &self.model.weights.parameters {
+        for parameter in parameters {
             let (found, values) =
                 find(&parameter.name)?.ok_or_else(|| Error::Missing(parameter.name.clone()))?;
             if found != parameter.shape || values.len() != parameter.numel() {
@@ -137,7 +185,7 @@ impl<B: Backend> Engine<B> {
                 return Err(Error::Shape { name, found, expected }.into());
             }
             let bytes = bytemuck::cast_slice(&values);
-            self.backend.write(&mut self.arena, parameter.tensor, bytes).map_err(Error::from)?;
+            backend.write(arena, parameter.tensor, bytes).map_err(Error::from)?;
         }
         Ok(())
     }

@@ -4,7 +4,8 @@
 //! and chunk asked for; programs of smaller ones look at their first elements.
 
 use crate::config::{ConfigError, Family, ModelConfig};
-use crate::weights::Weights;
+use crate::lora::Lora;
+use crate::weights::{Parameter, Weights};
 use landmark_core::ops::{MemoryShape, Origin};
 use landmark_core::random::SEED_LEN;
 use landmark_core::{DType, Layout, Tensor};
@@ -12,12 +13,14 @@ use landmark_core::{DType, Layout, Tensor};
 /// Which optimiser, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Optimizer {
-    /// AdamW; `eps` 1e-8.
+    /// AdamW.
     AdamW {
         /// Decay of the first moment.
         beta1: f32,
         /// Decay of the second moment.
         beta2: f32,
+        /// Added to the root of the second moment; 1e-8 is usual.
+        eps: f32,
     },
     /// SGD with momentum.
     Sgd {
@@ -188,6 +191,8 @@ pub struct Lookup {
 pub struct Trained {
     /// The parameter.
     pub param: Tensor,
+    /// Whether weight decay applies to it.
+    pub decay: bool,
     /// Its gradient, added to by every micro-batch and cleared by the optimiser.
     pub grad: Tensor,
     /// State: for AdamW the two moments, for SGD the momentum, for Adafactor rows and columns.
@@ -209,27 +214,52 @@ pub struct Model {
     pub caches: Vec<LayerCache>,
     /// What each block retrieved; empty unless asked for.
     pub lookups: Vec<Lookup>,
-    /// Gradients and optimiser state, in the order of the parameters; empty without training.
+    /// Gradients and optimiser state of [`trained_parameters`](Model::trained_parameters), in that order; empty
+    /// without training.
     pub trained: Vec<Trained>,
     /// What it was laid out for.
     pub room: Room,
+    /// Its adapters, if it has any. Then they are what is trained, and the rest is frozen.
+    pub lora: Option<Lora>,
 }
 
 impl Model {
     /// Lays a model out.
     pub fn new(config: ModelConfig, room: Room) -> Model {
+        Model::with_adapters(config, room, None)
+    }
+
+    /// Lays a model out, with adapters if `lora` is given.
+    pub fn with_adapters(config: ModelConfig, room: Room, lora: Option<Lora>) -> Model {
         let mut layout = Layout::new();
-        let weights = Weights::lay_out(&config, &mut layout);
+        let weights = Weights::lay_out(&config, lora, &mut layout);
         let inputs = inputs(&config, &room, &mut layout);
         let caches = (0..config.layers).filter_map(|i| cache(&config, &room, i, &mut layout)).collect();
         let lookups = (0..config.layers).filter_map(|i| lookup(&config, &room, i, &mut layout)).collect();
-        let trained = match room.training {
-            None => Vec::new(),
-            Some(optimizer) => {
-                weights.parameters.iter().map(|p| trained(p, optimizer, &mut layout)).collect()
-            }
+        let none = Vec::new();
+        let mut model = Model { config, layout, weights, inputs, caches, lookups, trained: none, room, lora };
+        if let Some(optimizer) = room.training {
+            let parameters: Vec<Parameter> = model.trained_parameters().cloned().collect();
+            model.trained = parameters.iter().map(|p| trained(p, optimizer, &mut model.layout)).collect();
+        }
+        model
+    }
+
+    /// What training changes: everything, or with adapters these and the matrices that are trained whole.
+    pub fn trained_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let weights = &self.weights;
+        let is_trained = move |parameter: &&Parameter| {
+            self.lora.is_none_or(|lora| {
+                (lora.whole.embedding && parameter.tensor == weights.table)
+                    || (lora.whole.head && parameter.tensor == weights.head)
+            })
         };
-        Model { config, layout, weights, inputs, caches, lookups, trained, room }
+        weights.adapters.iter().chain(weights.parameters.iter().filter(is_trained))
+    }
+
+    /// Each trained parameter with its gradient.
+    pub fn gradients(&self) -> Vec<(Tensor, Tensor)> {
+        self.trained.iter().map(|t| (t.param, t.grad)).collect()
     }
 
     /// Extents of the memory of `batch` rows, if the model has one.
@@ -243,9 +273,14 @@ impl Model {
         Some(MemoryShape { batch, blocks, block, top_k, kv_heads, head_dim, origin })
     }
 
-    /// Number of trained numbers.
+    /// Numbers in the model, without its adapters.
     pub fn parameter_count(&self) -> usize {
         self.weights.parameters.iter().map(|p| p.numel()).sum()
+    }
+
+    /// Numbers that training changes.
+    pub fn trained_count(&self) -> usize {
+        self.trained_parameters().map(|p| p.numel()).sum()
     }
 }
 
@@ -308,7 +343,7 @@ fn lookup(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) 
     Some(Lookup { chosen: add("chosen", DType::U32), shares: add("shares", DType::F32) })
 }
 
-fn trained(parameter: &crate::weights::Parameter, optimizer: Optimizer, layout: &mut Layout) -> Trained {
+fn trained(parameter: &Parameter, optimizer: Optimizer, layout: &mut Layout) -> Trained {
     let name = &parameter.name;
     let shape = &parameter.shape[..];
     let grad = layout.add(format!("grad.{name}"), DType::F32, shape);
@@ -327,5 +362,5 @@ fn trained(parameter: &crate::weights::Parameter, optimizer: Optimizer, layout: 
         }
         Optimizer::Adafactor => vec![state("variance", shape)],
     };
-    Trained { param: parameter.tensor, grad, state }
+    Trained { param: parameter.tensor, decay: parameter.decay, grad, state }
 }

@@ -15,6 +15,8 @@ use rand_chacha::rand_core::SeedableRng;
 pub enum Purpose {
     /// Initial weights.
     Weights,
+    /// Initial weights of low-rank adapters.
+    Adapters,
     /// Where the windows of a training batch start.
     TrainBatch,
     /// Where the windows of the evaluation during training start.
@@ -34,6 +36,7 @@ impl Purpose {
     fn tag(self) -> [u8; 8] {
         *match self {
             Purpose::Weights => b"weights ",
+            Purpose::Adapters => b"adapters",
             Purpose::TrainBatch => b"train   ",
             Purpose::EvalBatch => b"eval    ",
             Purpose::Dropout => b"dropout ",

@@ -31,6 +31,8 @@ pub struct Training {
     pub scale: f32,
     /// Random masks.
     pub regularisation: Regularisation,
+    /// Compute each block again before its backward pass instead of keeping its results.
+    pub recompute: bool,
     /// Length of the blocks and how far each row is into its first one, where landmarks are regular. Without
     /// it they are looked for among the tokens.
     pub blocks: Option<(usize, Vec<u32>)>,
@@ -140,11 +142,11 @@ impl<'e, B: Backend> Reader<'e, B> {
     /// # Errors
     /// As [`score`](Self::score).
     pub async fn learn(&mut self, tokens: &[u32], targets: &[i32], training: Training) -> Result<f64> {
-        let Training { scale, regularisation, .. } = training;
+        let Training { scale, regularisation, recompute, .. } = training;
         let inputs = self.engine.model().inputs;
         self.engine.write(inputs.seed, &training.seed)?;
         self.training = training;
-        let outcome = self.run(tokens, targets, Want::Gradients { scale, regularisation });
+        let outcome = self.run(tokens, targets, Want::Gradients { scale, regularisation, recompute });
         self.training = Training::default();
         outcome?;
         Ok(f64::from(self.engine.read::<f32>(inputs.loss).await?[0]))

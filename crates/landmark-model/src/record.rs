@@ -3,9 +3,11 @@
 //! A [`Pass`] says how large the step is, what it attends to besides itself, and what is wanted of it. The
 //! block is the same in all of them; only the attention asks where its keys come from.
 
+mod segments;
+
 use crate::config::{Attention, ModelConfig};
 use crate::model::{LayerCache, Model, Optimizer};
-use crate::weights::{BlockWeights, Linear, MlpWeights, NormWeights, Projections};
+use crate::weights::{Adapter, BlockWeights, Linear, MlpWeights, NormWeights, Projections};
 use landmark_core::ops::{
     Adafactor, AdamW, AddNorm, AppendKv, Bernoulli, Blocks, ClipScale, CopyRows, Dropout, Embed, Fill, Gelu,
     Heads, LandmarkAttention, LandmarkScores, LinearCrossEntropy, LossGradient, Matmul, MissToken, Norm,
@@ -91,6 +93,8 @@ pub enum Want {
         scale: f32,
         /// Random masks.
         regularisation: Regularisation,
+        /// Keep only the residual stream between blocks, and compute each block again before its backward pass.
+        recompute: bool,
     },
     /// Logits of `rows` positions of each row: those that the input `wanted` names.
     Logits {
@@ -128,7 +132,16 @@ pub fn step(model: &Model, pass: &Pass) -> Program {
         _ => Regularisation::default(),
     };
     let extra = model.config.extra_rows();
-    let mut step = Step { model, config: &model.config, pass, r: recorder, extra, regularisation, salt: 0 };
+    let mut step = Step {
+        model,
+        config: &model.config,
+        pass,
+        r: recorder,
+        extra,
+        regularisation,
+        salt: 0,
+        boundaries: Vec::new(),
+    };
     let x = step.hidden_states();
     step.output(x);
     step.r.finish()
@@ -145,6 +158,19 @@ struct Step<'a> {
     regularisation: Regularisation,
     /// Numbers the ops that draw random bits.
     salt: u32,
+    /// The residual stream in front of each block, and behind the last.
+    boundaries: Vec<Boundary>,
+}
+
+/// A place between two blocks.
+#[derive(Clone, Copy)]
+struct Boundary {
+    /// The residual stream.
+    stream: Tensor,
+    /// The number of the last op before it that draws random bits.
+    salt: u32,
+    /// Ops recorded before it.
+    ops: usize,
 }
 
 impl Step<'_> {
@@ -163,7 +189,10 @@ impl Step<'_> {
     }
 
     fn dropout(&mut self, x: Tensor) -> Tensor {
-        let p = self.regularisation.dropout;
+        self.drop_with(x, self.regularisation.dropout)
+    }
+
+    fn drop_with(&mut self, x: Tensor, p: f32) -> Tensor {
         if p == 0.0 {
             return x;
         }
@@ -176,8 +205,28 @@ impl Step<'_> {
 
     fn linear(&mut self, x: Tensor, layer: Linear, name: String) -> Tensor {
         let cols = self.r.shape(layer.weight).rows();
-        let out = self.rowwise(name, cols);
+        let out = self.rowwise(name.clone(), cols);
         self.r.push(Matmul::linear(x, layer.weight, layer.bias, out));
+        if let Some(adapter) = layer.adapter {
+            self.adapt(x, adapter, name, out);
+        }
+        out
+    }
+
+    /// `out += scale · (dropout(x) · Aᵀ) · Bᵀ`; dropout in training only.
+    fn adapt(&mut self, x: Tensor, Adapter { a, b, scale, dropout }: Adapter, name: String, out: Tensor) {
+        let is_training = matches!(self.pass.want, Want::Gradients { .. });
+        let x = if is_training { self.drop_with(x, dropout) } else { x };
+        let rank = self.r.shape(a).rows();
+        let inner = self.rowwise(format!("{name}.lora"), rank);
+        self.r.push(Matmul::linear(x, a, None, inner));
+        self.r.push(Matmul { scale, out: Out::add(out), ..Matmul::linear(inner, b, None, out) });
+    }
+
+    fn norm(&mut self, x: Tensor, norm: NormWeights, name: String) -> Tensor {
+        let out = self.rowwise(name, self.config.width);
+        let kind = self.config.norm.kind();
+        self.r.push(Norm { kind, x, weight: norm.weight, bias: norm.bias, out });
         out
     }
 
@@ -192,23 +241,42 @@ impl Step<'_> {
 
     fn hidden_states(&mut self) -> Tensor {
         let mut x = self.embed();
+        self.mark(x);
         let blocks = &self.model.weights.blocks;
-        let first = blocks[0].attention_norm;
-        let mut y = self.rowwise("h0.attn.in".into(), self.config.width);
-        let kind = self.config.norm.kind();
-        self.r.push(Norm { kind, x, weight: first.weight, bias: first.bias, out: y });
-        for (i, block) in blocks.iter().enumerate() {
-            let delta = self.attention(i, block, y);
-            let delta = self.dropout(delta);
-            (x, y) = self.add_norm(x, delta, block.mlp_norm, format!("h{i}.mlp.in"));
-            let delta = self.mlp(i, &block.mlp, y);
-            let delta = self.dropout(delta);
-            let (norm, name) = match blocks.get(i + 1) {
-                Some(next) => (next.attention_norm, format!("h{}.attn.in", i + 1)),
-                None => (self.model.weights.final_norm, "final".into()),
-            };
-            (x, y) = self.add_norm(x, delta, norm, name);
+        let mut y = self.norm(x, blocks[0].attention_norm, "h0.attn.in".into());
+        for i in 0..blocks.len() {
+            let (stream, delta) = self.block(i, x, y);
+            let (norm, name) = self.norm_before(i + 1);
+            (x, y) = self.add_norm(stream, delta, norm, name);
+            self.mark(x);
         }
+        self.without_extra_rows(y)
+    }
+
+    /// One block, from the residual stream and its norm: the stream after the attention, and what the MLP adds to it.
+    fn block(&mut self, i: usize, x: Tensor, y: Tensor) -> (Tensor, Tensor) {
+        let block = &self.model.weights.blocks[i];
+        let delta = self.attention(i, block, y);
+        let delta = self.dropout(delta);
+        let (x, y) = self.add_norm(x, delta, block.mlp_norm, format!("h{i}.mlp.in"));
+        let delta = self.mlp(i, &block.mlp, y);
+        (x, self.dropout(delta))
+    }
+
+    /// The norm in front of block `i`, or behind the last, and the name of its result.
+    fn norm_before(&self, i: usize) -> (NormWeights, String) {
+        let weights = &self.model.weights;
+        match weights.blocks.get(i) {
+            Some(block) => (block.attention_norm, format!("h{i}.attn.in")),
+            None => (weights.final_norm, "final".into()),
+        }
+    }
+
+    fn mark(&mut self, stream: Tensor) {
+        self.boundaries.push(Boundary { stream, salt: self.salt, ops: self.r.program().ops().len() });
+    }
+
+    fn without_extra_rows(&mut self, y: Tensor) -> Tensor {
         if self.extra == 0 {
             return y;
         }
@@ -484,18 +552,18 @@ impl Step<'_> {
             Want::Loss => {
                 self.loss(x, None);
             }
-            Want::Gradients { scale, .. } => {
+            Want::Gradients { scale, recompute, .. } => {
                 let shape = self.r.shape(x).clone();
                 let dx = self.r.scratch("d.final", DType::F32, shape);
-                let trained = |tensor| {
-                    let found = self.model.trained.iter().find(|t| t.param == tensor);
-                    found.expect("gradients of a model that was laid out for training").grad
-                };
-                let gradient = LossGradient { dx, dweight: Out::add(trained(weights.head)), scale };
-                let parameters: Vec<(Tensor, Tensor)> =
-                    self.model.trained.iter().map(|t| (t.param, t.grad)).collect();
-                self.loss(x, Some(gradient));
-                self.r.backward(&parameters, &[(x, dx)]);
+                let parameters = self.model.gradients();
+                assert!(!parameters.is_empty(), "gradients of a model that was laid out for training");
+                let dweight = parameters.iter().find(|p| p.0 == weights.head).map(|p| Out::add(p.1));
+                self.loss(x, Some(LossGradient { dx, dweight, scale }));
+                if recompute {
+                    self.backward_by_block(&parameters, dx);
+                } else {
+                    self.r.backward(&parameters, &[(x, dx)]);
+                }
             }
         }
     }
@@ -519,7 +587,7 @@ impl Step<'_> {
 /// What the optimiser does besides its own rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
-    /// Weight decay of matrices of linear layers.
+    /// Weight decay, of the parameters that have it.
     pub weight_decay: f32,
     /// Largest norm of all gradients together.
     pub max_norm: Option<f32>,
@@ -542,12 +610,12 @@ pub fn update(model: &Model, update: &Update) -> Program {
     });
     let optimizer = model.room.training.expect("an update of a model that was laid out for training");
     let hyper = inputs.hyper;
-    for (parameter, t) in model.weights.parameters.iter().zip(&model.trained) {
+    for t in &model.trained {
         let (param, grad) = (t.param, t.grad);
-        let weight_decay = if parameter.decay { update.weight_decay } else { 0.0 };
+        let weight_decay = if t.decay { update.weight_decay } else { 0.0 };
         let state = |i: usize| t.state[i].1;
         match optimizer {
-            Optimizer::AdamW { beta1, beta2 } => r.push(AdamW {
+            Optimizer::AdamW { beta1, beta2, eps } => r.push(AdamW {
                 param,
                 grad,
                 m: state(0),
@@ -556,7 +624,7 @@ pub fn update(model: &Model, update: &Update) -> Program {
                 scale,
                 beta1,
                 beta2,
-                eps: 1e-8,
+                eps,
                 weight_decay,
             }),
             Optimizer::Sgd { momentum } => {

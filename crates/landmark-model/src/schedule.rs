@@ -64,6 +64,22 @@ pub enum Schedule {
         /// Periods of the cosine after the warm-up.
         cycles: f64,
     },
+    /// Up in a straight line from 0 over `warmup_steps`, then down to 0 in another, at `total_steps`.
+    WarmupLinear {
+        /// The highest rate.
+        max_rate: f64,
+        /// Steps going up.
+        warmup_steps: u64,
+        /// Steps of the whole run.
+        total_steps: u64,
+    },
+    /// Up in a straight line from 0 over `warmup_steps`, then constant.
+    WarmupConstant {
+        /// The highest rate.
+        max_rate: f64,
+        /// Steps going up.
+        warmup_steps: u64,
+    },
 }
 
 /// A schedule that cannot be followed.
@@ -106,7 +122,9 @@ impl Schedule {
             if value.is_finite() && value > 0.0 { Ok(()) } else { Err(ScheduleError::Factor { name, value }) }
         };
         match *self {
-            Schedule::Constant { rate } => rate_is_usable(rate),
+            Schedule::Constant { rate } | Schedule::WarmupConstant { max_rate: rate, .. } => {
+                rate_is_usable(rate)
+            }
             Schedule::OneCycle { max_rate, total_steps, warmup, div_factor, final_div_factor, .. } => {
                 rate_is_usable(max_rate)?;
                 above_zero("div_factor", div_factor)?;
@@ -116,9 +134,12 @@ impl Schedule {
                 }
                 if !(0.0..=1.0).contains(&warmup) { Err(ScheduleError::Warmup(warmup)) } else { Ok(()) }
             }
-            Schedule::WarmupCosine { max_rate, warmup_steps, total_steps, cycles } => {
+            Schedule::WarmupCosine { max_rate, warmup_steps, total_steps, .. }
+            | Schedule::WarmupLinear { max_rate, warmup_steps, total_steps } => {
                 rate_is_usable(max_rate)?;
-                above_zero("cycles", cycles)?;
+                if let Schedule::WarmupCosine { cycles, .. } = *self {
+                    above_zero("cycles", cycles)?;
+                }
                 if total_steps == 0 {
                     return Err(ScheduleError::NoSteps);
                 }
@@ -155,6 +176,20 @@ impl Schedule {
                 let down = total_steps.saturating_sub(warmup_steps).max(1) as f64;
                 let progress = ((step - warmup_steps) as f64 / down).min(1.0);
                 max_rate * (0.5 * (1.0 + (std::f64::consts::PI * cycles * 2.0 * progress).cos())).max(0.0)
+            }
+            Schedule::WarmupLinear { max_rate, warmup_steps, total_steps } => {
+                if step < warmup_steps {
+                    return max_rate * (step as f64 / warmup_steps as f64);
+                }
+                let down = total_steps.saturating_sub(warmup_steps).max(1) as f64;
+                max_rate * (total_steps.saturating_sub(step) as f64 / down)
+            }
+            Schedule::WarmupConstant { max_rate, warmup_steps } => {
+                if step < warmup_steps {
+                    max_rate * (step as f64 / warmup_steps as f64)
+                } else {
+                    max_rate
+                }
             }
         }
     }
@@ -255,6 +290,19 @@ mod tests {
             (15_000, 1.9098300562505266e-06),
         ];
         assert_rates(&schedule, &expected);
+    }
+
+    /// Worked by hand after transformers' get_linear_schedule_with_warmup and get_constant_schedule_with_warmup.
+    #[test]
+    fn straight_lines_end_where_they_should() {
+        let linear = Schedule::WarmupLinear { max_rate: 1.0, warmup_steps: 2, total_steps: 10 };
+        assert_rates(&linear, &[(0, 0.0), (1, 0.5), (2, 1.0), (3, 0.875), (9, 0.125), (10, 0.0), (11, 0.0)]);
+        let constant = Schedule::WarmupConstant { max_rate: 3.0, warmup_steps: 4 };
+        assert_rates(&constant, &[(0, 0.0), (1, 0.75), (3, 2.25), (4, 3.0), (1_000_000, 3.0)]);
+        let at_once = Schedule::WarmupLinear { max_rate: 1.0, warmup_steps: 0, total_steps: 4 };
+        assert_rates(&at_once, &[(0, 1.0), (3, 0.25)]);
+        let only_up = Schedule::WarmupLinear { max_rate: 1.0, warmup_steps: 5, total_steps: 4 };
+        assert_eq!(only_up.validate(), Err(ScheduleError::Warmup(1.25)));
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! function of the seed and of that number. So a checkpoint holds those three, and a run that goes on from one
 //! computes what it would have computed.
 
-use crate::batch::{Batch, Windows};
+use crate::batch::{Batch, Batches, Windows};
 use crate::engine::{Engine, Error, Result};
 use crate::model::{CacheShape, Optimizer, Room};
 use crate::random::{Purpose, generator};
 use crate::reader::{Reader, Training};
 use crate::record::{Granularity, Regularisation, Update};
 use crate::schedule::Schedule;
-use crate::tokens::{Laden, Tokens};
+use crate::tokens::Tokens;
 use landmark_core::{Backend, Tensor};
 use rand::{Rng, RngExt};
 
@@ -22,7 +22,7 @@ pub struct TrainSettings {
     pub schedule: Schedule,
     /// Optimiser.
     pub optimizer: Optimizer,
-    /// Weight decay of matrices of linear layers.
+    /// Weight decay, of the parameters that have it (see [`crate::weights::Parameter::decay`]).
     pub weight_decay: f32,
     /// Largest norm of the gradients; larger ones are scaled down to it.
     pub max_norm: Option<f32>,
@@ -45,6 +45,9 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Keys that Transformer-XL training keeps.
     pub cache: CacheShape,
+    /// Compute each block again before its backward pass instead of keeping its results (activation checkpointing);
+    /// not with a cache.
+    pub recompute: bool,
 }
 
 impl TrainSettings {
@@ -98,6 +101,11 @@ impl<B: Backend> Trainer<B> {
         &mut self.engine
     }
 
+    /// The engine, to look at.
+    pub fn engine_ref(&self) -> &Engine<B> {
+        &self.engine
+    }
+
     /// Steps done.
     pub fn done(&self) -> u64 {
         self.done
@@ -108,17 +116,16 @@ impl<B: Backend> Trainer<B> {
         self.engine
     }
 
-    /// Does one step on windows of `stream`.
+    /// Does one step on `data`.
     ///
     /// # Errors
     /// [`Error::Loss`] when the loss is not a finite number: the weights are then those of the step before.
     /// Failures of the backend.
-    pub async fn step<T: Tokens>(&mut self, stream: &Windows<T>) -> Result<Step> {
+    pub async fn step(&mut self, data: &impl Batches) -> Result<Step> {
         let mut total = 0.0;
         for micro in 0..self.settings.micro_batches {
-            let batch =
-                stream.batch(self.settings.seed, Purpose::TrainBatch, self.done, micro, self.settings.batch);
-            total += self.micro_batch(&batch, stream.stream(), micro).await?;
+            let batch = data.train_batch(self.settings.seed, self.done, micro, self.settings.batch);
+            total += self.micro_batch(&batch, data, micro).await?;
         }
         let rate = self.settings.schedule.rate(self.done);
         let hyper = hyper(self.settings.optimizer, rate, self.done + 1);
@@ -129,15 +136,12 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Adds the gradients of one micro-batch; returns its mean loss over segments.
-    async fn micro_batch<T>(&mut self, batch: &Batch, stream: &Laden<T>, micro: u32) -> Result<f64>
-    where
-        T: Tokens,
-    {
+    async fn micro_batch(&mut self, batch: &Batch, data: &impl Batches, micro: u32) -> Result<f64> {
         let settings = &self.settings;
         let segments = batch.length.div_ceil(settings.length);
         let scale = if settings.mean { 1.0 / settings.micro_batches as f32 } else { 1.0 };
         let key: u64 = generator(settings.seed, Purpose::Dropout, 0, 0).next_u64();
-        let block = stream.block();
+        let block = data.block();
         let mut reader = Reader::new(&mut self.engine, batch.batch, Granularity::PerTokenAndHead, None);
         let mut total = 0.0;
         for (index, start) in (0..batch.length).step_by(settings.length).enumerate() {
@@ -152,12 +156,13 @@ impl<B: Backend> Trainer<B> {
                 ],
                 scale,
                 regularisation: settings.regularisation,
+                recompute: settings.recompute,
                 // Behind a cache the landmarks are looked for; a prefix has no phase.
                 blocks: block.filter(|_| !cached).map(|block| (block, part.phases.clone())),
                 positions: settings
                     .position_jump
                     .filter(|&jump| jump > 0)
-                    .map(|jump| jumping(&part, stream.landmark(), jump, settings.seed, self.done, micro)),
+                    .map(|jump| jumping(&part, data.landmark(), jump, settings.seed, self.done, micro)),
             };
             let loss = reader.learn(&part.tokens, &part.targets, training).await?;
             if !loss.is_finite() {
@@ -191,15 +196,29 @@ impl<B: Backend> Trainer<B> {
         Ok(Validation { loss: loss / f64::from(batches), accuracy: hits as f64 / positions as f64 })
     }
 
-    /// Everything that a checkpoint holds: names under which to save, and the tensors.
-    pub fn state(&self) -> Vec<(String, Vec<usize>, Tensor)> {
+    /// What training changes: names under which to save, shapes, and the tensors.
+    pub fn weights(&self) -> Vec<(String, Vec<usize>, Tensor)> {
+        self.engine
+            .model()
+            .trained_parameters()
+            .map(|p| (p.name.clone(), p.shape.clone(), p.tensor))
+            .collect()
+    }
+
+    /// State of the optimiser, likewise.
+    pub fn optimizer_state(&self) -> Vec<(String, Vec<usize>, Tensor)> {
         let model = self.engine.model();
-        let named = |name: &String, tensor: Tensor| {
-            (name.clone(), model.layout.info(tensor).shape.dims().to_vec(), tensor)
-        };
-        let weights = model.weights.parameters.iter().map(|p| named(&p.name, p.tensor));
-        let state = model.trained.iter().flat_map(|t| &t.state).map(|(name, tensor)| named(name, *tensor));
-        weights.chain(state).collect()
+        let state = model.trained.iter().flat_map(|t| &t.state);
+        state
+            .map(|(name, tensor)| (name.clone(), model.layout.info(*tensor).shape.dims().to_vec(), *tensor))
+            .collect()
+    }
+
+    /// Both: everything that a checkpoint holds.
+    pub fn state(&self) -> Vec<(String, Vec<usize>, Tensor)> {
+        let (mut state, optimizer) = (self.weights(), self.optimizer_state());
+        state.extend(optimizer);
+        state
     }
 
     /// Goes on from a checkpoint: `find` gives shape and values of a name of [`state`](Self::state).
@@ -227,7 +246,7 @@ impl<B: Backend> Trainer<B> {
 fn hyper(optimizer: Optimizer, rate: f64, t: u64) -> [f32; 3] {
     let power = |beta: f32| f64::from(beta).powf(t as f64);
     match optimizer {
-        Optimizer::AdamW { beta1, beta2 } => {
+        Optimizer::AdamW { beta1, beta2, .. } => {
             [rate as f32, (1.0 - power(beta1)) as f32, (1.0 - power(beta2)) as f32]
         }
         Optimizer::Sgd { .. } => [rate as f32, 0.0, 0.0],

@@ -1,18 +1,20 @@
 //! The weights of a model: names, shapes, first values, and where they stand in a layout.
 
 use crate::config::{Attention, Biases, Family, Mlp, ModelConfig};
+use crate::lora::Lora;
 use crate::random::{Purpose, generator};
 use landmark_core::{DType, Layout, Tensor};
 use rand::{Rng, RngExt};
 
-/// One trained tensor.
+/// One tensor that training can change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Name under which it is saved.
     pub name: String,
     /// Extents.
     pub shape: Vec<usize>,
-    /// Whether weight decay applies: matrices of linear layers only.
+    /// Whether weight decay applies: matrices of linear layers, and LLaMA's embedding (what Hugging Face's trainer
+    /// does).
     pub decay: bool,
     /// First value.
     pub init: Init,
@@ -29,6 +31,8 @@ pub enum Init {
     Zeros,
     /// Normal with this standard deviation.
     Normal(f32),
+    /// Uniform between plus and minus this.
+    Uniform(f32),
 }
 
 /// A linear layer, `(out, in)`.
@@ -38,6 +42,21 @@ pub struct Linear {
     pub weight: Tensor,
     /// Shift.
     pub bias: Option<Tensor>,
+    /// Low-rank addition.
+    pub adapter: Option<Adapter>,
+}
+
+/// A low-rank addition to a linear layer, `scale · B · A`: see [`crate::lora`].
+#[derive(Clone, Copy, Debug)]
+pub struct Adapter {
+    /// `(rank, in)`.
+    pub a: Tensor,
+    /// `(out, rank)`.
+    pub b: Tensor,
+    /// Factor.
+    pub scale: f32,
+    /// Dropout of its input, in training.
+    pub dropout: f32,
 }
 
 /// Scale and shift of a norm.
@@ -104,8 +123,10 @@ pub struct BlockWeights {
 /// All weights of a model.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// Every trained tensor, in the order of saving.
+    /// The tensors of the model itself, in the order of saving.
     pub parameters: Vec<Parameter>,
+    /// The tensors of its adapters: `A` and `B` of each adapted layer.
+    pub adapters: Vec<Parameter>,
     /// Embedding `(V, C)`.
     pub table: Tensor,
     /// Embedding of the context-miss token `(1, C)`.
@@ -122,20 +143,40 @@ pub struct Weights {
 struct Builder<'a> {
     layout: &'a mut Layout,
     biases: Biases,
+    lora: Option<Lora>,
     parameters: Vec<Parameter>,
+    adapters: Vec<Parameter>,
 }
 
 impl Builder<'_> {
-    fn add(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Tensor {
+    fn place(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Parameter {
         let tensor = self.layout.add(name.clone(), DType::F32, shape);
-        self.parameters.push(Parameter { name, shape: shape.to_vec(), decay, init, tensor });
+        Parameter { name, shape: shape.to_vec(), decay, init, tensor }
+    }
+
+    fn add(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Tensor {
+        let parameter = self.place(name, shape, decay, init);
+        let tensor = parameter.tensor;
+        self.parameters.push(parameter);
         tensor
     }
 
     fn linear(&mut self, name: String, [out, inner]: [usize; 2], bias: bool, std: f32) -> Linear {
         let weight = self.add(format!("{name}.weight"), &[out, inner], true, Init::Normal(std));
         let bias = bias.then(|| self.add(format!("{name}.bias"), &[out], false, Init::Zeros));
-        Linear { weight, bias }
+        let lora = self.lora.filter(|lora| lora.targets.adapts(&name));
+        let adapter = lora.map(|lora| self.adapter(&lora, &name, out, inner));
+        Linear { weight, bias, adapter }
+    }
+
+    /// `A` starts as PEFT's does (uniform, of variance 1 / 3in), `B` at zero: so the model starts as it was.
+    fn adapter(&mut self, lora: &Lora, name: &str, out: usize, inner: usize) -> Adapter {
+        let uniform = Init::Uniform((inner as f32).sqrt().recip());
+        let a = self.place(format!("{name}.lora_A.weight"), &[lora.rank, inner], true, uniform);
+        let b = self.place(format!("{name}.lora_B.weight"), &[out, lora.rank], true, Init::Zeros);
+        let adapter = Adapter { a: a.tensor, b: b.tensor, scale: lora.scale(), dropout: lora.dropout };
+        self.adapters.extend([a, b]);
+        adapter
     }
 
     fn norm(&mut self, name: String, width: usize) -> NormWeights {
@@ -149,15 +190,16 @@ impl Builder<'_> {
 const STD: f32 = 0.02;
 
 impl Weights {
-    /// Adds the weights of `config` to a layout.
-    pub fn lay_out(config: &ModelConfig, layout: &mut Layout) -> Weights {
-        let mut b = Builder { layout, biases: config.biases, parameters: Vec::new() };
+    /// Adds the weights of `config` to a layout, and those of its adapters.
+    pub fn lay_out(config: &ModelConfig, lora: Option<Lora>, layout: &mut Layout) -> Weights {
+        let (parameters, adapters) = (Vec::new(), Vec::new());
+        let mut b = Builder { layout, biases: config.biases, lora, parameters, adapters };
         let (embedding, final_norm) = match config.family {
             Family::Gpt => ("transformer.wte.weight", "transformer.ln_f"),
             Family::Llama => ("model.embed_tokens.weight", "model.norm"),
         };
         let matrix = [config.vocab_size, config.width];
-        let table = b.add(embedding.into(), &matrix, false, Init::Normal(STD));
+        let table = b.add(embedding.into(), &matrix, config.family == Family::Llama, Init::Normal(STD));
         let blocks = (0..config.layers).map(|i| block(config, &mut b, i)).collect();
         let final_norm = b.norm(final_norm.into(), config.width);
         let miss = (config.attention == Attention::LandmarkWithMiss).then(|| {
@@ -168,7 +210,8 @@ impl Weights {
         } else {
             b.add("lm_head.weight".into(), &matrix, true, Init::Normal(STD))
         };
-        Weights { parameters: b.parameters, table, miss, blocks, final_norm, head }
+        let Builder { parameters, adapters, .. } = b;
+        Weights { parameters, adapters, table, miss, blocks, final_norm, head }
     }
 }
 
@@ -231,6 +274,10 @@ impl Parameter {
     /// First values, a function of the run's seed and of the parameter's place in the model.
     pub fn initial(&self, seed: u64, index: usize) -> Vec<f32> {
         match self.init {
+            Init::Uniform(bound) => {
+                let mut random = generator(seed, Purpose::Adapters, index as u64, 0);
+                (0..self.numel()).map(|_| (2.0 * random.random::<f32>() - 1.0) * bound).collect()
+            }
             Init::Ones => vec![1.0; self.numel()],
             Init::Zeros => vec![0.0; self.numel()],
             Init::Normal(std) => {

@@ -9,6 +9,7 @@ pub mod ask;
 pub mod bench;
 pub mod demo;
 pub mod eval;
+pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod memory;
@@ -43,6 +44,8 @@ pub enum Command {
     Prepare(prepare::PrepareArgs),
     /// Train a model.
     Train(Box<train::TrainArgs>),
+    /// Give a LLaMA landmark attention: fine-tune it, whole or through adapters.
+    Finetune(Box<finetune::FinetuneArgs>),
     /// Measure a model's loss, with or without memory.
     Eval(Box<eval::EvalArgs>),
     /// Continue a text.
@@ -88,6 +91,7 @@ impl Command {
         match self {
             Command::Prepare(args) => &args.common,
             Command::Train(args) => &args.common,
+            Command::Finetune(args) => &args.common,
             Command::Eval(args) => &args.common,
             Command::Generate(args) => &args.common,
             Command::Index(args) => &args.common,
@@ -147,7 +151,7 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, eval, generate, index, ask, demo, bench, info; \
+                help: "give one of prepare, train, finetune, eval, generate, index, ask, demo, bench, info; \
                        landmark --help describes them"
                     .to_owned(),
             };

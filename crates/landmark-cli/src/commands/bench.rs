@@ -146,7 +146,11 @@ fn flops<B: Backend>(engine: &Engine<B>, what: What, run: &RunArgs, training: &T
     let placement = run.mem_freq.map_or(Placement::None, |freq| Placement::Regular { block: freq + 1 });
     let want = match what {
         What::Forward => Want::Loss,
-        What::Train => Want::Gradients { scale: 1.0, regularisation: training.regularisation },
+        What::Train => Want::Gradients {
+            scale: 1.0,
+            regularisation: training.regularisation,
+            recompute: training.recompute,
+        },
     };
     let pass =
         Pass { batch: run.batch_size, tokens: run.sequence_length, placement, context: Context::None, want };

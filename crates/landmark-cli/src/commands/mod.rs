@@ -4,6 +4,7 @@ pub mod ask;
 pub mod bench;
 pub mod demo;
 pub mod eval;
+pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod prepare;
@@ -30,6 +31,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Prepare(args) => prepare::run(args, &report),
         Command::Train(args) => train::run(args, &report),
+        Command::Finetune(args) => finetune::run(args, &report),
         Command::Eval(args) => eval::run(args, &report),
         Command::Generate(args) => generate::run(args, &report),
         Command::Index(args) => ask::index(args, &report),

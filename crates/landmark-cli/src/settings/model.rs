@@ -33,7 +33,9 @@ pub fn training(run: &RunArgs, schedule: Schedule) -> TrainSettings {
     TrainSettings {
         schedule,
         optimizer: match run.opt {
-            values::Optimizer::Adamw => Optimizer::AdamW { beta1: run.beta1 as f32, beta2: run.beta2 as f32 },
+            values::Optimizer::Adamw => {
+                Optimizer::AdamW { beta1: run.beta1 as f32, beta2: run.beta2 as f32, eps: 1e-8 }
+            }
             values::Optimizer::Sgd => Optimizer::Sgd { momentum: 0.9 },
             values::Optimizer::Adafactor => Optimizer::Adafactor,
         },
@@ -63,5 +65,6 @@ pub fn training(run: &RunArgs, schedule: Schedule) -> TrainSettings {
             .filter(|_| run.positional_encoder == values::PositionalEncoder::RotaryMemJump),
         seed: run.seed,
         cache,
+        recompute: false,
     }
 }

@@ -55,7 +55,8 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
     }
     let slice = if op.gradient.is_some() { (SLICE / vocab).clamp(1, rows) } else { 0 };
     let mut logits = m.take_workspace(slice * vocab);
-    let mut gradient = op.gradient.as_ref().map(|g| (m.take(g.dx), m.take(g.dweight.tensor)));
+    let mut gradient =
+        op.gradient.as_ref().map(|g| (m.take(g.dx), g.dweight.map(|dweight| m.take(dweight.tensor))));
     let mut predictions = op.predictions.map(|t| m.take_u32(t));
     let (x, weight, targets) = (m.real(op.x), m.real(op.weight), m.i32(op.targets));
     let inputs = Inputs { x: &x, weight: &weight, targets, width, vocab };
@@ -63,7 +64,8 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
         (Some(g), Some((dx, dweight))) => {
             let wanted = predictions.is_some();
             let scale = T::of(f64::from(g.scale));
-            differentiate(&inputs, scale, g.dweight.add, wanted, dx, dweight, &mut logits[..slice * vocab])
+            let dweight = g.dweight.zip(dweight.as_deref_mut()).map(|(out, dweight)| (out.add, dweight));
+            differentiate(&inputs, scale, wanted, dx, dweight, &mut logits[..slice * vocab])
         }
         _ => score(&inputs),
     };
@@ -76,7 +78,9 @@ pub(super) fn linear_cross_entropy<T: Real>(op: &LinearCrossEntropy, m: &mut Mem
     m.put_workspace(logits);
     if let (Some(g), Some((dx, dweight))) = (&op.gradient, gradient) {
         m.put(g.dx, dx);
-        m.put(g.dweight.tensor, dweight);
+        if let Some((out, dweight)) = g.dweight.zip(dweight) {
+            m.put(out.tensor, dweight);
+        }
     }
     if let (Some(tensor), Some(predictions)) = (op.predictions, predictions) {
         m.put_u32(tensor, predictions);
@@ -140,14 +144,13 @@ fn add_tile<T: Real>(row: &mut Row<T>, logits: &mut [T], first: usize, target: i
     row.sum += exp_sum(logits, row.top);
 }
 
-/// Loss and gradients, a slice of rows at a time.
+/// Loss and gradients, a slice of rows at a time. `dweight` comes with whether it is added to.
 fn differentiate<T: Real>(
     inputs: &Inputs<'_, T>,
     scale: T,
-    add: bool,
     predict: bool,
     dx: &mut [T],
-    dweight: &mut [T],
+    mut dweight: Option<(bool, &mut [T])>,
     logits: &mut [T],
 ) -> Vec<Row<T>> {
     let &Inputs { x, weight, targets, width, vocab } = inputs;
@@ -171,8 +174,10 @@ fn differentiate<T: Real>(
         let dlogits = Mat::new(logits, n, vocab);
         let dx = &mut dx[first * width..][..n * width];
         gemm(MatMut::new(dx, n, width), false, T::ONE, dlogits, weight, true);
-        let add = add || first > 0;
-        gemm(MatMut::new(dweight, vocab, width), add, T::ONE, dlogits.t(), x, true);
+        if let Some((add, dweight)) = &mut dweight {
+            let add = *add || first > 0;
+            gemm(MatMut::new(dweight, vocab, width), add, T::ONE, dlogits.t(), x, true);
+        }
     }
     found
 }
@@ -282,9 +287,11 @@ mod tests {
         cpu.write_f64(&mut arena, x, &xs).unwrap();
         cpu.write_f64(&mut arena, weight, &weights).unwrap();
         cpu.write_f64(&mut arena, targets, &TARGETS.map(f64::from)).unwrap();
-        for add in [false, true] {
+        // Replaced, added to, and left alone: an output matrix that is not trained.
+        for add in [Some(false), Some(true), None] {
             let mut r = Recorder::new("loss", &layout);
-            let gradient = Some(LossGradient { dx, dweight: Out { tensor: dweight, add }, scale: 2.0 });
+            let written = add.map(|add| Out { tensor: dweight, add });
+            let gradient = Some(LossGradient { dx, dweight: written, scale: 2.0 });
             r.push(LinearCrossEntropy { x, weight, targets, loss, predictions: Some(predictions), gradient });
             cpu.write_f64(&mut arena, dweight, &[10.0; VOCAB * WIDTH]).unwrap();
             cpu.run(&mut cpu.compile(&r.finish(), &arena).unwrap(), &mut arena).unwrap();
@@ -292,10 +299,14 @@ mod tests {
             let close = |found: Vec<f64>, want: Vec<f64>| {
                 assert!(found.iter().zip(&want).all(|(f, w)| (f - w).abs() < 1e-13), "{found:?}, {want:?}");
             };
-            let held = if add { 10.0 } else { 0.0 };
+            let (held, factor) = match add {
+                Some(false) => (0.0, 2.0),
+                Some(true) => (10.0, 2.0),
+                None => (10.0, 0.0),
+            };
             close(cpu.read_f64(&arena, loss), vec![want_loss]);
             close(cpu.read_f64(&arena, dx), want_dx.iter().map(|d| 2.0 * d).collect());
-            close(cpu.read_f64(&arena, dweight), want_dweight.iter().map(|d| 2.0 * d + held).collect());
+            close(cpu.read_f64(&arena, dweight), want_dweight.iter().map(|d| factor * d + held).collect());
             close(cpu.read_f64(&arena, predictions), best);
         }
     }

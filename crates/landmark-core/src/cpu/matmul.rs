@@ -28,7 +28,8 @@ pub(super) fn matmul<T: Real>(op: &Matmul, m: &mut Memory<'_, T>) {
         });
         add = true;
     }
-    gemm(MatMut::new(&mut out, rows, cols), add, T::ONE, left, right, true);
+    let scale = T::of(f64::from(op.scale));
+    gemm(MatMut::new(&mut out, rows, cols), add, scale, left, right, true);
     drop((a, b));
     m.put(op.out.tensor, out);
 }

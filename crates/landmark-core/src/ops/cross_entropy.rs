@@ -29,8 +29,8 @@ pub struct LinearCrossEntropy {
 pub struct LossGradient {
     /// `dx = scale · dloss/dx`, `(N, C)`.
     pub dx: Tensor,
-    /// `dweight (=|+=) scale · dloss/dweight`, `(V, C)`.
-    pub dweight: Out,
+    /// `dweight (=|+=) scale · dloss/dweight`, `(V, C)`; `None` where the output matrix is not trained.
+    pub dweight: Option<Out>,
     /// Factor on the loss: 1 sums micro-batches, `1 / acc_steps` averages them.
     pub scale: f32,
 }
@@ -63,14 +63,16 @@ impl Operation for LinearCrossEntropy {
         }
         if let Some(gradient) = &self.gradient {
             expect_same(p, ("x", self.x), ("dx", gradient.dx))?;
-            expect_same(p, ("weight", self.weight), ("dweight", gradient.dweight.tensor))?;
+            if let Some(dweight) = gradient.dweight {
+                expect_same(p, ("weight", self.weight), ("dweight", dweight.tensor))?;
+            }
         }
         Ok(())
     }
     fn cost(&self, p: &Program) -> Cost {
         let (rows, vocab, cols) =
             (p.shape(self.x).rows(), p.shape(self.weight).rows(), p.shape(self.x).cols());
-        let products = if self.gradient.is_some() { 3 } else { 1 };
+        let products = self.gradient.map_or(1, |g| if g.dweight.is_some() { 3 } else { 2 });
         Cost { flops: ((2 * cols * products + 6) * rows * vocab) as u64, ..traffic(p, self) }
     }
     /// The gradients are there already.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// `out (=|+=) op(a) · op(b) + bias`
+/// `out (=|+=) scale · op(a) · op(b) + bias`
 ///
 /// Tensors are seen as matrices: the last extent is the columns, all others together the rows. With
 /// `op(a)` `(M, K)` and `op(b)` `(K, N)`, `out` is `(M, N)` and `bias` `(N)`. A linear layer with weight
@@ -17,6 +17,8 @@ pub struct Matmul {
     pub transpose_a: bool,
     /// `b` is stored `(N, K)`.
     pub transpose_b: bool,
+    /// Factor on the product: 1 but for low-rank adapters.
+    pub scale: f32,
     /// Added to every row.
     pub bias: Option<Tensor>,
     /// Result.
@@ -26,7 +28,8 @@ pub struct Matmul {
 impl Matmul {
     /// A linear layer, `out = x · weightᵀ + bias`.
     pub fn linear(x: Tensor, weight: Tensor, bias: Option<Tensor>, out: Tensor) -> Self {
-        Matmul { a: x, b: weight, transpose_a: false, transpose_b: true, bias, out: Out::set(out) }
+        let out = Out::set(out);
+        Matmul { a: x, b: weight, transpose_a: false, transpose_b: true, scale: 1.0, bias, out }
     }
 
     /// `(M, N, K)`.
@@ -67,23 +70,19 @@ impl Operation for Matmul {
         let (m, n, k) = self.extents(p);
         Cost { flops: 2 * (m * n * k) as u64, ..traffic(p, self) }
     }
-    /// Only for linear layers: that is what the models record.
+    /// Only for linear layers: that is what the models record. One that adds to what is there (the low-rank part
+    /// of an adapted layer) leaves the gradient of its result to whoever wrote it first.
     fn backward(&self, reverse: &mut Reverse<'_>) {
         let Some(dout) = reverse.gradient(self.out.tensor) else { return };
-        assert!(!self.transpose_a && self.transpose_b && !self.out.add, "only linear layers have a gradient");
-        let (x, weight) = (self.a, self.b);
+        assert!(!self.transpose_a && self.transpose_b, "only linear layers have a gradient");
+        let (x, weight, scale) = (self.a, self.b, self.scale);
+        let product =
+            |a, b, transpose_a, out| Matmul { a, b, transpose_a, transpose_b: false, scale, bias: None, out };
         if let Some(out) = reverse.contribute(x) {
-            reverse.push(Matmul {
-                a: dout,
-                b: weight,
-                transpose_a: false,
-                transpose_b: false,
-                bias: None,
-                out,
-            });
+            reverse.push(product(dout, weight, false, out));
         }
         if let Some(out) = reverse.contribute(weight) {
-            reverse.push(Matmul { a: dout, b: x, transpose_a: true, transpose_b: false, bias: None, out });
+            reverse.push(product(dout, x, true, out));
         }
         if let Some(out) = self.bias.and_then(|bias| reverse.contribute(bias)) {
             reverse.push(SumRows { x: dout, out });

@@ -165,7 +165,7 @@ impl Tiny {
         let weight = self.find(if gpt { "embedding" } else { "head" });
         let dweight = self.weights.iter().find(|w| w.value == weight).expect("a weight").gradient;
         let dx = new(r, "d.last");
-        let gradient = Some(LossGradient { dx, dweight: Out::add(dweight), scale: 0.5 });
+        let gradient = Some(LossGradient { dx, dweight: Some(Out::add(dweight)), scale: 0.5 });
         r.push(LinearCrossEntropy {
             x,
             weight,

@@ -319,7 +319,7 @@ fn linear_cross_entropy() {
         let [x, y, dy] = ["x", "y", "dy"].map(|name| r.scratch(name, DType::F32, [1, 5, 4]));
         r.push(Embed { tokens, table, out: x });
         r.push(Matmul::linear(x, matrix, None, y));
-        let gradient = Some(LossGradient { dx: dy, dweight: Out::add(dtable), scale: 0.25 });
+        let gradient = Some(LossGradient { dx: dy, dweight: Some(Out::add(dtable)), scale: 0.25 });
         r.push(LinearCrossEntropy { x: y, weight: table, targets, loss, predictions: None, gradient });
         vec![(y, dy)]
     });
@@ -342,9 +342,36 @@ fn linear_cross_entropy_without_targets() {
     let dweight = rig.gradient(weight);
     rig.record(move |r| {
         let (x, dx) = (scratch_of(r, x), r.scratch("dx", DType::F32, [1, 3, 4]));
-        let gradient = Some(LossGradient { dx, dweight: Out::add(dweight), scale: 1.0 });
+        let gradient = Some(LossGradient { dx, dweight: Some(Out::add(dweight)), scale: 1.0 });
         r.push(LinearCrossEntropy { x, weight, targets, loss, predictions: None, gradient });
         vec![(x, dx)]
     });
     assert!(rig.analytic(None, false).iter().flatten().all(|&g| g == 0.0));
+}
+
+/// A layer with a low-rank adapter, `y = x Wᵀ + 0.5 · (dropout(x) Aᵀ) Bᵀ`, read by another: the second product adds to
+/// the first, and both have the gradient of their sum.
+#[test]
+fn low_rank_adapter() {
+    let mut rig = Rig::new();
+    let (x, weight, bias) = (rig.input("x", SHAPE), rig.input("weight", [4, 4]), rig.input("bias", [4]));
+    let (a, b, next) = (rig.input("a", [2, 4]), rig.input("b", [4, 2]), rig.input("next", [4, 4]));
+    let seed = rig.fixed("seed", DType::U32, u32_bytes(&[1, 2, 3, 0]));
+    let out = rig.output(SHAPE);
+    rig.record(move |r| {
+        let x = scratch_of(r, x);
+        let [y, dropped, z] = ["y", "dropped", "z"].map(|n| r.scratch(n, DType::F32, SHAPE));
+        let inner = r.scratch("inner", DType::F32, [1, 4, 2]);
+        r.push(Matmul::linear(x, weight, Some(bias), y));
+        r.push(Dropout { x, p: 0.3, seed, salt: 5, out: Out::set(dropped) });
+        r.push(Matmul::linear(dropped, a, None, inner));
+        r.push(Matmul { scale: 0.5, out: Out::add(y), ..Matmul::linear(inner, b, None, y) });
+        r.push(Matmul::linear(y, next, None, z));
+        emit(r, z, out);
+        vec![]
+    });
+    rig.prove(&[
+        ("the scale forgotten", Box::new(plant!(Op::Matmul(op) => op.scale = 1.0))),
+        ("another mask", Box::new(plant!(Op::Dropout(op) => op.salt += 1))),
+    ]);
 }
