@@ -266,6 +266,8 @@ pub fn engine<B: Backend>(
 ) -> Result<Engine<B>> {
     let settings = memory.settings(Sampling::default(), 0, lookups);
     let room = settings.room(&opened.config, memory.cache, batch);
+    // Before anything is computed from its extents.
+    room.validate(&opened.config).map_err(landmark_model::engine::Error::from)?;
     let paging = paging(args, &opened.config, memory.cache, batch, saved)?;
     let mut engine = Engine::with(backend, opened.config.clone(), room, None, paging)?;
     opened.checkpoint.load(&mut engine, AttentionBias::Keep)?;

@@ -269,7 +269,7 @@ pub fn restore<B: Backend>(
     }
     let optimizer = SafetensorsFile::open(&path.join(OPTIMIZER))?;
     let weights = if is_adapter {
-        Saved::Adapter(Adapter::open(path)?)
+        Saved::Adapter(Box::new(Adapter::open(path)?))
     } else {
         Saved::Model(WeightFolder::open(path)?)
     };
@@ -291,6 +291,6 @@ pub fn restore<B: Backend>(
 
 /// Weights of a checkpoint.
 enum Saved {
-    Adapter(Adapter),
+    Adapter(Box<Adapter>),
     Model(WeightFolder),
 }
