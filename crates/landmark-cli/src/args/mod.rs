@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod finetune;
@@ -54,11 +55,13 @@ pub enum Command {
     Index(Box<ask::IndexArgs>),
     /// Answer a question from a saved memory, without reading the text again.
     Ask(Box<ask::AskArgs>),
+    /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
+    Convert(convert::ConvertArgs),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
     Bench(bench::BenchArgs),
-    /// Describe this machine, a checkpoint or a token stream.
+    /// Describe this machine, a model, a checkpoint, a saved memory or a token stream.
     Info(info::InfoArgs),
 }
 
@@ -96,6 +99,7 @@ impl Command {
             Command::Generate(args) => &args.common,
             Command::Index(args) => &args.common,
             Command::Ask(args) => &args.common,
+            Command::Convert(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -151,9 +155,10 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, finetune, eval, generate, index, ask, demo, bench, info; \
-                       landmark --help describes them"
-                    .to_owned(),
+                help:
+                    "give one of prepare, train, finetune, eval, generate, index, ask, convert, demo, bench, \
+                       info; landmark --help describes them"
+                        .to_owned(),
             };
         }
         _ => {}

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod finetune;
@@ -36,6 +37,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, &report),
         Command::Index(args) => ask::index(args, &report),
         Command::Ask(args) => ask::ask(args, &report),
+        Command::Convert(args) => convert::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),
