@@ -117,6 +117,11 @@ fn a_saved_memory_answers_as_the_text_does() {
             &[&index[..], &["--json", "--device-memory", "60KB", "--memory-file", &at("s")]].concat(),
         );
         assert_eq!(indexed["tokens"], text.len());
+        let info = run_json(&["info", &at("a.memory"), "--json"]);
+        assert_eq!(
+            (&info["kind"], &info["tokens"], &info["bytes"]),
+            (&json!("memory"), &json!(text.len()), &indexed["bytes"])
+        );
         let question = "where is the lantern?";
         let ask = ["ask", &at("a.memory"), question, "--template", " {question}", "--max-new-tokens", "20"];
         let ask = [&ask[..], &["--ignore-eos", "--json", "--lookups"]].concat();
