@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answerer;
 pub mod args;
 pub mod checkpoint;
 pub mod commands;
@@ -18,6 +19,7 @@ pub mod device;
 pub mod error;
 pub mod evaluation;
 pub mod machine;
+pub mod probe;
 pub mod python;
 pub mod report;
 pub mod settings;

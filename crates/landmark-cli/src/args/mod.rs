@@ -10,8 +10,10 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod info;
+pub mod passkey;
 pub mod prepare;
 pub mod released;
+pub mod retrieval;
 pub mod train;
 pub mod values;
 
@@ -45,6 +47,10 @@ pub enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Continue a text.
     Generate(generate::GenerateArgs),
+    /// Ask for a pass key hidden in long texts.
+    Passkey(Box<passkey::PasskeyArgs>),
+    /// Ask for needles, chains of variables and common words in long texts.
+    Retrieval(Box<retrieval::RetrievalArgs>),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
@@ -84,6 +90,8 @@ impl Command {
             Command::Train(args) => &args.common,
             Command::Eval(args) => &args.common,
             Command::Generate(args) => &args.common,
+            Command::Passkey(args) => &args.probe.common,
+            Command::Retrieval(args) => &args.probe.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -139,7 +147,7 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, eval, generate, demo, bench, info; \
+                help: "give one of prepare, train, eval, generate, passkey, retrieval, demo, bench, info; \
                        landmark --help describes them"
                     .to_owned(),
             };

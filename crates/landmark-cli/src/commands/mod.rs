@@ -5,7 +5,9 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod info;
+pub mod passkey;
 pub mod prepare;
+pub mod retrieval;
 pub mod sweep;
 pub mod train;
 
@@ -31,6 +33,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Train(args) => train::run(args, &report),
         Command::Eval(args) => eval::run(args, &report),
         Command::Generate(args) => generate::run(args, &report),
+        Command::Passkey(args) => passkey::run(args, &report),
+        Command::Retrieval(args) => retrieval::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),
