@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod answerer;
 pub mod args;
 pub mod checkpoint;
 pub mod commands;
@@ -22,6 +23,7 @@ pub mod finetuning;
 pub mod huggingface;
 pub mod machine;
 pub mod opened;
+pub mod probe;
 pub mod python;
 pub mod report;
 pub mod settings;

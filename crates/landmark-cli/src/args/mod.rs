@@ -13,8 +13,10 @@ pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod memory;
+pub mod passkey;
 pub mod prepare;
 pub mod released;
+pub mod retrieval;
 pub mod train;
 pub mod values;
 
@@ -54,6 +56,10 @@ pub enum Command {
     Index(Box<ask::IndexArgs>),
     /// Answer a question from a saved memory, without reading the text again.
     Ask(Box<ask::AskArgs>),
+    /// Ask for a pass key hidden in long texts.
+    Passkey(Box<passkey::PasskeyArgs>),
+    /// Ask for needles, chains of variables and common words in long texts.
+    Retrieval(Box<retrieval::RetrievalArgs>),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
@@ -96,6 +102,8 @@ impl Command {
             Command::Generate(args) => &args.common,
             Command::Index(args) => &args.common,
             Command::Ask(args) => &args.common,
+            Command::Passkey(args) => &args.probe.common,
+            Command::Retrieval(args) => &args.probe.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -151,7 +159,7 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, finetune, eval, generate, index, ask, demo, bench, info; \
+                help: "give one of prepare, train, finetune, eval, generate, index, ask, passkey, retrieval, demo, bench, info; \
                        landmark --help describes them"
                     .to_owned(),
             };
