@@ -199,7 +199,7 @@ fn what_cannot_be_asked_is_refused() {
     refused(
         &["passkey", "--model", text(&model), "--lengths", "200"],
         1,
-        &["passkey/200", "vocabulary of 128"],
+        &["passkey/200", "the model has 128"],
     );
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();

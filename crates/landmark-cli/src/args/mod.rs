@@ -19,6 +19,7 @@ pub mod released;
 pub mod retrieval;
 pub mod train;
 pub mod values;
+pub mod weight_diff;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -60,6 +61,9 @@ pub enum Command {
     Passkey(Box<passkey::PasskeyArgs>),
     /// Ask for needles, chains of variables and common words in long texts.
     Retrieval(Box<retrieval::RetrievalArgs>),
+    /// Make the difference of fine-tuned and raw weights, or recover the weights from it.
+    #[command(alias = "weight_diff")]
+    WeightDiff(Box<weight_diff::WeightDiffArgs>),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
@@ -104,6 +108,7 @@ impl Command {
             Command::Ask(args) => &args.common,
             Command::Passkey(args) => &args.probe.common,
             Command::Retrieval(args) => &args.probe.common,
+            Command::WeightDiff(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -159,7 +164,7 @@ fn from_clap(error: clap::Error) -> Error {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, finetune, eval, generate, index, ask, passkey, retrieval, demo, bench, info; \
+                help: "give one of prepare, train, finetune, eval, generate, index, ask, passkey, retrieval, weight-diff, demo, bench, info; \
                        landmark --help describes them"
                     .to_owned(),
             };

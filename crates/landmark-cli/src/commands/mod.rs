@@ -12,6 +12,7 @@ pub mod prepare;
 pub mod retrieval;
 pub mod sweep;
 pub mod train;
+pub mod weight_diff;
 
 use std::path::PathBuf;
 
@@ -40,6 +41,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Ask(args) => ask::ask(args, &report),
         Command::Passkey(args) => passkey::run(args, &report),
         Command::Retrieval(args) => retrieval::run(args, &report),
+        Command::WeightDiff(args) => weight_diff::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),
