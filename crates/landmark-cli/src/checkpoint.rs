@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `*.safetensors` | its metadata key `args`; without it, `summary.json` beside it | under the released names; `optimizer.*` is passed over |
 //! | `*.pt` | `summary.json` beside it | the dictionary `model` in it |
-//! | a folder with `config.json` | that file | one file or several, see [`landmark_formats::huggingface`] |
+//! | a folder with `config.json`, or `hf://owner/name` | that file | one file or several, see [`landmark_formats::huggingface`] |
 //!
 //! Any other folder stands for the newest checkpoint in it: `ckpt.safetensors` or `ckpt.pt`, which finished runs have, else
 //! the `ckpt_N` of the highest `N`.
@@ -19,15 +19,18 @@ use std::path::{Path, PathBuf};
 use landmark_core::Backend;
 use landmark_data::Tokenizer;
 use landmark_formats::safetensors::SafetensorsFile;
+use landmark_formats::tensor::TensorRef;
 use landmark_formats::torch::{TensorMeta, TorchFile};
 use landmark_model::config::{Biases, ModelConfig};
 use landmark_model::engine::{self, Engine};
 use landmark_model::preset::Preset;
 use landmark_model::released;
+use landmark_model::weights::Parameter;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::huggingface::ModelFolder;
 use crate::settings::{RunArgs, Settings, summary};
 
@@ -59,12 +62,14 @@ pub enum AttentionBias {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint file, a folder in Hugging Face's layout, or the newest checkpoint of another folder.
+    /// Opens a checkpoint file, a folder in Hugging Face's layout, a model of the hub by its name, or the newest
+    /// checkpoint of another folder.
     /// Weights are not read yet.
     ///
     /// # Errors
     /// If there is none, it is damaged, or its settings cannot be found or understood.
     pub fn open(checkpoint: &Path) -> Result<Checkpoint> {
+        let checkpoint = &*hub::resolve(checkpoint)?;
         if ModelFolder::is_one(checkpoint) {
             return Ok(Checkpoint::in_hugging_face_layout(ModelFolder::open(checkpoint)?));
         }
@@ -198,7 +203,7 @@ impl Checkpoint {
     /// # Errors
     /// A weight that is missing, has another shape, or has no place in the model.
     pub fn load<B: Backend>(&self, engine: &mut Engine<B>, bias: AttentionBias) -> Result<bool> {
-        self.refuse_strangers(engine)?;
+        self.refuse_strangers(engine.config(), &engine.model().weights.parameters)?;
         let mut dropped = false;
         engine
             .load(|name| -> Result<_> {
@@ -246,23 +251,59 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>> {
+        let Some(tensor) = self.tensor(name)? else { return Ok(None) };
+        let values = tensor.to_f32();
+        self.release(name, tensor.data());
+        Ok(Some((tensor.shape().to_vec(), values)))
+    }
+
+    /// A weight as it lies in its file, if there is one of this name.
+    ///
+    /// # Errors
+    /// If it is damaged or of an unknown type.
+    pub fn tensor(&self, name: &str) -> landmark_formats::Result<Option<TensorRef<'_>>> {
         match &self.weights {
-            Weights::Ours(file) if !file.contains(name) => Ok(None),
-            Weights::Ours(file) => {
-                let tensor = file.get(name)?;
-                Ok(Some((tensor.shape().to_vec(), tensor.to_f32())))
+            Weights::Ours(file) => file.contains(name).then(|| file.get(name)).transpose(),
+            Weights::Released(file, weights) => weights.get(name).map(|meta| file.tensor(meta)).transpose(),
+            Weights::HuggingFace(folder) => {
+                let weights = folder.weights();
+                weights.contains(name).then(|| weights.get(name)).transpose()
             }
-            Weights::Released(file, weights) => match weights.get(name) {
-                None => Ok(None),
-                Some(meta) => Ok(Some((meta.shape().to_vec(), file.tensor(meta)?.to_f32()))),
-            },
-            Weights::HuggingFace(folder) => folder.find(name),
         }
     }
 
+    /// Gives up the memory that looking at some bytes of a weight took: a model is never twice in memory.
+    pub fn release(&self, name: &str, part: &[u8]) {
+        match &self.weights {
+            Weights::Ours(file) => file.release(part),
+            Weights::Released(file, _) => file.release(part),
+            Weights::HuggingFace(folder) => folder.weights().release(name, part),
+        }
+    }
+
+    /// Checks that these are the weights of a model: each there in its shape, and no others.
+    ///
+    /// # Errors
+    /// As [`load`](Checkpoint::load).
+    pub fn check(&self, config: &ModelConfig, parameters: &[Parameter]) -> Result<()> {
+        self.refuse_strangers(config, parameters)?;
+        let shapes: HashMap<String, Vec<usize>> = self.weights()?.into_iter().collect();
+        for Parameter { name, shape, .. } in parameters {
+            let error = match shapes.get(name) {
+                None => engine::Error::Missing(name.clone()),
+                Some(found) if found == shape => continue,
+                Some(found) => {
+                    engine::Error::Shape { name: name.clone(), found: found.clone(), expected: shape.clone() }
+                }
+            };
+            return Err(self.mixed_up(error.to_string()));
+        }
+        Ok(())
+    }
+
     /// A weight that the model has no place for is a sign of other settings.
-    fn refuse_strangers<B: Backend>(&self, engine: &Engine<B>) -> Result<()> {
-        let known: Vec<&str> = engine.model().weights.parameters.iter().map(|p| p.name.as_str()).collect();
+    fn refuse_strangers(&self, config: &ModelConfig, parameters: &[Parameter]) -> Result<()> {
+        let known: Vec<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
         let mut strangers = self.weights()?;
         strangers.retain(|(name, _)| !known.contains(&name.as_str()));
         strangers.sort();
@@ -270,9 +311,9 @@ impl Checkpoint {
             None => Ok(()),
             Some((name, shape)) => Err(self.mixed_up(format!(
                 "weight `{name}` of shape {shape:?} has no place in a model of {} layers of width {}{}",
-                engine.config().layers,
-                engine.config().width,
-                if engine.config().biases == Biases::NONE { " without biases" } else { "" }
+                config.layers,
+                config.width,
+                if config.biases == Biases::NONE { " without biases" } else { "" }
             ))),
         }
     }

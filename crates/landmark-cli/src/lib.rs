@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod answer;
 pub mod answerer;
 pub mod args;
@@ -20,6 +21,7 @@ pub mod device;
 pub mod error;
 pub mod evaluation;
 pub mod finetuning;
+pub mod hub;
 pub mod huggingface;
 pub mod machine;
 pub mod opened;

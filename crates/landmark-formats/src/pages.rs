@@ -173,6 +173,16 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
+    /// Whether a file begins as a saved memory does.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn is_one(path: &Path) -> Result<bool> {
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let mut first = [0; MAGIC.len()];
+        Ok(read_at(&file, &mut first, 0).is_ok() && first == *MAGIC)
+    }
+
     /// Opens a file, and checks all of it but the pages.
     ///
     /// # Errors

@@ -9,9 +9,11 @@ use super::{Common, DeviceArg};
 #[command(after_help = "Examples:
   landmark info
   landmark info exps/pg19/landmark/my-run
+  landmark info hf://owner/name
+  landmark info moby-dick.memory
   landmark info data/pg19/train.bin")]
 pub struct InfoArgs {
-    /// A checkpoint, its folder, or a token stream [default: describe this machine].
+    /// A model, a checkpoint or its folder, a saved memory, or a token stream [default: describe this machine].
     #[arg(value_name = "PATH")]
     pub path: Option<PathBuf>,
     /// Where to compute.

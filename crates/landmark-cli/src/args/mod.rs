@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod finetune;
@@ -64,11 +65,13 @@ pub enum Command {
     /// Make the difference of fine-tuned and raw weights, or recover the weights from it.
     #[command(alias = "weight_diff")]
     WeightDiff(Box<weight_diff::WeightDiffArgs>),
+    /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
+    Convert(convert::ConvertArgs),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training and of the forward pass.
     Bench(bench::BenchArgs),
-    /// Describe this machine, a checkpoint or a token stream.
+    /// Describe this machine, a model, a checkpoint, a saved memory or a token stream.
     Info(info::InfoArgs),
 }
 
@@ -109,6 +112,7 @@ impl Command {
             Command::Passkey(args) => &args.probe.common,
             Command::Retrieval(args) => &args.probe.common,
             Command::WeightDiff(args) => &args.common,
+            Command::Convert(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,
@@ -162,11 +166,11 @@ fn from_clap(error: clap::Error) -> Error {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return Error::Shown(text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            let cli = Cli::command();
+            let names: Vec<&str> = cli.get_subcommands().map(clap::Command::get_name).collect();
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help: "give one of prepare, train, finetune, eval, generate, index, ask, passkey, retrieval, weight-diff, demo, bench, info; \
-                       landmark --help describes them"
-                    .to_owned(),
+                help: format!("give one of {}; landmark --help describes them", names.join(", ")),
             };
         }
         _ => {}

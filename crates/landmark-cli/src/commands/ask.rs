@@ -97,7 +97,7 @@ fn index_on<B: Backend>(
     let config = &opened.config;
     let info = MemoryInfo {
         model: opened.checkpoint.fingerprint(config)?,
-        model_path: absolute(args.model.path()?),
+        model_path: absolute(opened.checkpoint.path()),
         layers: config.layers,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod finetune;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Passkey(args) => passkey::run(args, &report),
         Command::Retrieval(args) => retrieval::run(args, &report),
         Command::WeightDiff(args) => weight_diff::run(args, &report),
+        Command::Convert(args) => convert::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),

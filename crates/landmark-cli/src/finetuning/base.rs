@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::commands::finetune::FinetuneSettings;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::huggingface::ModelFolder;
 
 /// What fine-tuning needs to know of the tokens.
@@ -58,7 +59,7 @@ impl Base {
     /// # Errors
     /// If it is not there, is no LLaMA, has no tokenizer, or has landmarks that do not fit the settings.
     pub fn open(settings: &FinetuneSettings) -> Result<Base> {
-        let path = Path::new(&settings.model);
+        let path = &*hub::resolve(Path::new(&settings.model))?;
         if !ModelFolder::is_one(path) {
             return Err(Error::Input {
                 path: path.to_owned(),

@@ -32,7 +32,7 @@ pub use write::{ModelWriter, SHARD_BYTES};
 pub const CONFIG: &str = "config.json";
 
 /// Files with weights, in the order in which they are looked for, and whether they are indices.
-const WEIGHTS: [(&str, bool); 4] = [
+pub const WEIGHTS: [(&str, bool); 4] = [
     ("model.safetensors", false),
     ("model.safetensors.index.json", true),
     ("pytorch_model.bin", false),
@@ -146,6 +146,11 @@ impl WeightFolder {
     /// Names of all tensors, file by file, in the order in which each file holds them.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The files that hold tensors.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.shards.iter().map(|shard| Path::new(shard.label()))
     }
 
     /// Number of files.
