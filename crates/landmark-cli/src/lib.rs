@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapted;
 pub mod answer;
 pub mod args;
 pub mod checkpoint;
