@@ -121,10 +121,10 @@ impl Adapted {
         }
         };
         let known: Vec<String> = engine.model().trained_parameters().map(|p| p.name.clone()).collect();
-        let is_strange = |name: &&str| {
-            !known.iter().any(|known| known == name) && !(self.config.tied && TABLES.contains(name))
+        let is_known = |name: &str| {
+            known.iter().any(|known| known == name) || (self.config.tied && TABLES.contains(&name))
         };
-        if let Some(name) = self.adapter.names().find(is_strange) {
+        if let Some(name) = self.adapter.names().find(|name| !is_known(name)) {
             return Err(mixed_up(format!("its tensor `{name}` has no place in the model")));
         }
         let loaded = engine.load_trained(|name| -> Result<_> {

@@ -493,7 +493,6 @@ fn what_cannot_be_done_is_said() {
     other("--train_file", &scratch.name("nowhere.jsonl"), &["nowhere.jsonl"]);
     other("--output_dir", "/proc/nowhere", &["/proc/nowhere"]);
     scratch.refused("out", "--lora_r 65", 1, &["rank 65", "64"]);
-    scratch.refused("out", "--model_max_length 9999999 --mem_freq 63", 1, &["--model-max-length"]);
     scratch.refused("out", "--resume_from_checkpoint nowhere", 1, &["nowhere"]);
     fs::write(scratch.path("text.jsonl"), "{\"text\": \"one\"}\n{\"tekst\": 1}\n").unwrap();
     scratch.refused("out", "", 1, &["text.jsonl", "2", "\"text\""]);
