@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapted;
 pub mod adapter;
 pub mod answer;
 pub mod answerer;
