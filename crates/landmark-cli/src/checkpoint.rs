@@ -203,6 +203,19 @@ impl Checkpoint {
     /// # Errors
     /// A weight that is missing, has another shape, or has no place in the model.
     pub fn load<B: Backend>(&self, engine: &mut Engine<B>, bias: AttentionBias) -> Result<bool> {
+        self.load_changed(engine, bias, |_, _, _| {})
+    }
+
+    /// The same, with each weight passed through `change`, by name.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_changed<B: Backend>(
+        &self,
+        engine: &mut Engine<B>,
+        bias: AttentionBias,
+        mut change: impl FnMut(&str, &mut Vec<usize>, &mut Vec<f32>),
+    ) -> Result<bool> {
         self.refuse_strangers(engine.config(), &engine.model().weights.parameters)?;
         let mut dropped = false;
         engine
@@ -214,6 +227,9 @@ impl Checkpoint {
                 {
                     dropped |= values.iter().any(|&x| x != 0.0);
                     values.fill(0.0);
+                }
+                if let Some((shape, values)) = &mut found {
+                    change(name, shape, values);
                 }
                 Ok(found)
             })

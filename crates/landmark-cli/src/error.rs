@@ -91,12 +91,25 @@ pub enum Error {
     /// A file of a known format that cannot be read or written.
     #[error(transparent)]
     Formats(#[from] landmark_formats::Error),
-    /// A report or picture of a test that cannot be made.
+    /// A probe that cannot be made, run or reported.
     #[error(transparent)]
-    Probe(#[from] landmark_probe::Error),
+    Probe(landmark_probe::Error),
     /// A corpus, tokenizer or token stream that cannot be used.
     #[error(transparent)]
     Data(#[from] landmark_data::Error),
+}
+
+/// Settings of a probe are flags of the same names.
+impl From<landmark_probe::Error> for Error {
+    fn from(error: landmark_probe::Error) -> Error {
+        match error {
+            landmark_probe::Error::Setting { setting, reason } => {
+                Error::flag(&format!("--{setting}"), reason, "")
+            }
+            landmark_probe::Error::UnknownTask { .. } => Error::flag("--tasks", error.to_string(), ""),
+            other => Error::Probe(other),
+        }
+    }
 }
 
 impl Error {

@@ -11,8 +11,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapted;
 pub mod adapter;
 pub mod answer;
+pub mod answerer;
 pub mod args;
 pub mod checkpoint;
 pub mod commands;
@@ -24,6 +26,7 @@ pub mod hub;
 pub mod huggingface;
 pub mod machine;
 pub mod opened;
+pub mod probe;
 pub mod python;
 pub mod report;
 pub mod settings;

@@ -19,6 +19,7 @@ use landmark_model::reader::PredictAt;
 use landmark_model::record::Granularity;
 use landmark_model::sample::Sampling;
 
+use crate::adapted::{self, Adapted};
 use crate::args::memory::{MemoryArgs, ModelArgs};
 use crate::args::values::{LmCache, Selection};
 use crate::checkpoint::{AttentionBias, Checkpoint};
@@ -47,6 +48,8 @@ pub struct Opened {
     pub tokenizer: Option<Tokenizer>,
     /// Settings that its files did not say.
     pub preset: Option<Preset>,
+    /// Adapters on it.
+    pub adapter: Option<Adapted>,
 }
 
 impl Opened {
@@ -55,6 +58,7 @@ impl Opened {
     /// # Errors
     /// If there is none, its files are damaged, or its tokenizer is another model's.
     pub fn open(args: &ModelArgs) -> Result<Opened> {
+        adapted::refuse_as_model(args.path()?)?;
         let mut checkpoint = Checkpoint::open(args.path()?)?;
         let preset = match &args.preset {
             None => None,
@@ -71,14 +75,24 @@ impl Opened {
             checkpoint = checkpoint.with_preset(preset)?;
         }
         let run = RunArgs::resolve(checkpoint.settings(), &Given::default());
-        let config = checkpoint.config(&run)?;
+        let mut config = checkpoint.config(&run)?;
+        let adapter = match &args.adapter {
+            Some(path) => Some(Adapted::open(path, &checkpoint, &config)?),
+            None => None,
+        };
+        let mut beside = None;
+        if let Some(adapter) = &adapter {
+            config = adapter.config().clone();
+            beside = adapter.tokenizer()?;
+        }
         let tokenizer = match &args.tokenizer {
             Some(path) => Some(Tokenizer::from_file(path, None)?),
+            None if beside.is_some() => beside,
             // The GPTs are trained on GPT-2's tokens, and come without a tokenizer.
             None if checkpoint.hugging_face().is_none() => Some(Tokenizer::gpt2()),
             None => checkpoint.tokenizer()?,
         };
-        Ok(Opened { checkpoint, run, config, tokenizer, preset })
+        Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter })
     }
 
     /// Tokens of a text as the model is to see it, with what the tokenizer puts in front.
@@ -132,6 +146,15 @@ impl Opened {
             Some(folder) => landmark_model::huggingface::token_ids(folder.fields(), "eos_token_id"),
             None => self.tokenizer.iter().map(Tokenizer::eot).collect(),
         }
+    }
+
+    /// A name for what the model computes, its adapters included: see [`Checkpoint::fingerprint`].
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let model = self.checkpoint.fingerprint(&self.config)?;
+        self.adapter.as_ref().map_or(Ok(model.clone()), |adapter| adapter.fingerprint(&model))
     }
 
     /// Resolves the flags of the memory for a text of `length` tokens in all.
@@ -269,8 +292,12 @@ pub fn engine<B: Backend>(
     // Before anything is computed from its extents.
     room.validate(&opened.config).map_err(landmark_model::engine::Error::from)?;
     let paging = paging(args, &opened.config, memory.cache, batch, saved)?;
-    let mut engine = Engine::with(backend, opened.config.clone(), room, None, paging)?;
-    opened.checkpoint.load(&mut engine, AttentionBias::Keep)?;
+    let lora = opened.adapter.as_ref().map(Adapted::lora);
+    let mut engine = Engine::with(backend, opened.config.clone(), room, lora, paging)?;
+    match &opened.adapter {
+        Some(adapter) => adapter.load(&opened.checkpoint, &mut engine)?,
+        None => _ = opened.checkpoint.load(&mut engine, AttentionBias::Keep)?,
+    }
     Ok(engine)
 }
 

@@ -224,6 +224,17 @@ impl<'a> TensorSource<'a> {
         byte_count(self.dtype, &self.shape).map_or(u64::MAX, |bytes| bytes as u64)
     }
 
+    /// Produces the bytes, and lets go of them.
+    ///
+    /// # Errors
+    /// What the source returns.
+    pub fn consume(self) -> Result<()> {
+        match self.produce {
+            Produce::Whole(produce) => produce().map(|_| ()),
+            Produce::Pieces(produce) => produce(&mut |_| Ok(())),
+        }
+    }
+
     /// The same tensor under another name.
     #[must_use]
     pub fn renamed(self, name: impl Into<String>) -> Self {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::passkey::Unit;
 use crate::{Failure, Result};
 
 /// Counts the tokens of a text, as the model will see it.
@@ -41,6 +42,8 @@ pub struct Case {
     /// Which question it is.
     #[serde(flatten)]
     pub key: CaseKey,
+    /// What its length counts.
+    pub unit: Unit,
     /// Where the (first) thing asked for came to stand: the part of the filler that precedes it, from 0 to 1. None where
     /// it is spread over all of the text.
     pub placed: Option<f64>,

@@ -144,6 +144,7 @@ impl Suite for Passkey {
         Ok(Case {
             id,
             key: case.clone(),
+            unit: self.unit,
             placed: Some(placed),
             tokens,
             max_new_tokens: MAX_NEW_TOKENS,

@@ -13,6 +13,7 @@ use landmark_formats::atomic::FileWriter;
 use serde::Deserialize;
 
 use crate::case::{Case, CaseKey, Count, Suite};
+use crate::passkey::Unit;
 use crate::run::{Answer, Record};
 use crate::{Error, Result};
 
@@ -91,6 +92,7 @@ pub struct PromptFile {
     /// Questions, and where each begins.
     cases: BTreeMap<String, u64>,
     keys: Vec<CaseKey>,
+    unit: Unit,
 }
 
 impl PromptFile {
@@ -99,10 +101,22 @@ impl PromptFile {
     /// # Errors
     /// If it cannot be read, a line is no question, or a question is there twice.
     pub fn open(path: &Path) -> Result<PromptFile> {
-        let mut file = PromptFile { path: path.to_owned(), cases: BTreeMap::new(), keys: Vec::new() };
+        let mut file = PromptFile {
+            path: path.to_owned(),
+            cases: BTreeMap::new(),
+            keys: Vec::new(),
+            unit: Unit::Tokens,
+        };
         for line in lines(path, LONGEST_LINE)? {
             let line = line?;
             let case = file.parse(&line)?;
+            if !file.keys.is_empty() && case.unit != file.unit {
+                return Err(file.refuse(format!(
+                    "line {}: the lengths of some count tokens, of others characters",
+                    line.number
+                )));
+            }
+            file.unit = case.unit;
             if file.cases.insert(case.id, line.offset).is_some() {
                 return Err(file.refuse(format!("line {}: {} is there twice", line.number, case.key)));
             }
@@ -132,6 +146,11 @@ impl PromptFile {
             return Err(self.refuse(reason));
         }
         Ok(case)
+    }
+
+    /// What lengths count.
+    pub fn unit(&self) -> Unit {
+        self.unit
     }
 
     /// The scores of another program's answers.
@@ -239,7 +258,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (suite, path) = dumped(dir.path());
         let file = PromptFile::open(&path).unwrap();
-        assert_eq!(file.keys(), suite.keys());
+        assert_eq!((file.keys(), file.unit()), (suite.keys(), Unit::Tokens));
         let ask = |suite: &dyn Suite| {
             run(suite, &mut Reader::new(Skill::Last(900)), vec![], &mut |_, _| Ok(())).unwrap()
         };
@@ -288,6 +307,7 @@ mod tests {
             ("[]\n".to_owned(), "line 1 is no prompt"),
             (first.replace("\"depth\":0.25", "\"depth\":7"), "do not agree"),
             (first.replace("\"index\":0", "\"index\":1"), "do not agree"),
+            (good.replacen("\"tokens\",", "\"characters\",", 1), "line 2: the lengths"),
         ] {
             fs::write(&path, text).unwrap();
             let error = PromptFile::open(&path).unwrap_err().to_string();

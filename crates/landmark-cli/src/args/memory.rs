@@ -13,6 +13,9 @@ pub struct ModelArgs {
     /// A folder in Hugging Face's layout, a checkpoint, a folder of checkpoints, or hf://OWNER/NAME.
     #[arg(long, visible_alias = "checkpoint", value_name = "PATH")]
     pub model: Option<PathBuf>,
+    /// Adapters (LoRA) on the model: a folder in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Settings that the model's files do not say: paper (the weights published in 2023).
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,

@@ -14,10 +14,13 @@ pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod memory;
+pub mod passkey;
 pub mod prepare;
 pub mod released;
+pub mod retrieval;
 pub mod train;
 pub mod values;
+pub mod weight_diff;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -55,6 +58,13 @@ pub enum Command {
     Index(Box<ask::IndexArgs>),
     /// Answer a question from a saved memory, without reading the text again.
     Ask(Box<ask::AskArgs>),
+    /// Ask for a pass key hidden in long texts.
+    Passkey(Box<passkey::PasskeyArgs>),
+    /// Ask for needles, chains of variables and common words in long texts.
+    Retrieval(Box<retrieval::RetrievalArgs>),
+    /// Make the difference of fine-tuned and raw weights, or recover the weights from it.
+    #[command(alias = "weight_diff")]
+    WeightDiff(Box<weight_diff::WeightDiffArgs>),
     /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
     Convert(convert::ConvertArgs),
     /// Train and evaluate a small model, from nothing, in minutes.
@@ -99,6 +109,9 @@ impl Command {
             Command::Generate(args) => &args.common,
             Command::Index(args) => &args.common,
             Command::Ask(args) => &args.common,
+            Command::Passkey(args) => &args.probe.common,
+            Command::Retrieval(args) => &args.probe.common,
+            Command::WeightDiff(args) => &args.common,
             Command::Convert(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
@@ -153,12 +166,11 @@ fn from_clap(error: clap::Error) -> Error {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return Error::Shown(text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            let cli = Cli::command();
+            let names: Vec<&str> = cli.get_subcommands().map(clap::Command::get_name).collect();
             return Error::Parse {
                 message: "no command given".to_owned(),
-                help:
-                    "give one of prepare, train, finetune, eval, generate, index, ask, convert, demo, bench, \
-                       info; landmark --help describes them"
-                        .to_owned(),
+                help: format!("give one of {}; landmark --help describes them", names.join(", ")),
             };
         }
         _ => {}

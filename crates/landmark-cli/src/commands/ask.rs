@@ -96,7 +96,7 @@ fn index_on<B: Backend>(
     let seconds = began.elapsed().as_secs_f64();
     let config = &opened.config;
     let info = MemoryInfo {
-        model: opened.checkpoint.fingerprint(config)?,
+        model: opened.fingerprint()?,
         model_path: absolute(opened.checkpoint.path()),
         layers: config.layers,
         kv_heads: config.kv_heads,
@@ -200,11 +200,11 @@ pub fn ask(args: &AskArgs, report: &Report) -> Result<()> {
         ..args.model.clone()
     };
     let opened = Opened::open(&model)?;
-    if opened.checkpoint.fingerprint(&opened.config)? != saved.info().model {
+    if opened.fingerprint()? != saved.info().model {
         return Err(Error::Input {
             path: args.saved.clone(),
             reason: format!("was read by another model than {}", opened.checkpoint.path().display()),
-            help: "name the model that read it with --model, or read the text again with landmark index"
+            help: "name the model that read it with --model (and --adapter), or read the text again with landmark index"
                 .to_owned(),
         });
     }

@@ -8,9 +8,12 @@ pub mod eval;
 pub mod finetune;
 pub mod generate;
 pub mod info;
+pub mod passkey;
 pub mod prepare;
+pub mod retrieval;
 pub mod sweep;
 pub mod train;
+pub mod weight_diff;
 
 use std::path::PathBuf;
 
@@ -37,6 +40,9 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, &report),
         Command::Index(args) => ask::index(args, &report),
         Command::Ask(args) => ask::ask(args, &report),
+        Command::Passkey(args) => passkey::run(args, &report),
+        Command::Retrieval(args) => retrieval::run(args, &report),
+        Command::WeightDiff(args) => weight_diff::run(args, &report),
         Command::Convert(args) => convert::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),

@@ -220,12 +220,7 @@ fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vocabulary> {
     let wanted: &[&str] = if padding.is_some() { &[LANDMARK] } else { &[PAD, LANDMARK] };
     let GrownTokenizer { files, ids, vocab_size } =
         tokenizer_folder::grow(folder, wanted)?.ok_or_else(missing)?;
-    // The tokenizer's last old token: landmarks of an earlier fine-tuning have rows that mean something.
-    let old = if config.attention == Attention::Landmark {
-        config.vocab_size
-    } else {
-        (tokenizer.vocab_size() as usize).min(config.vocab_size)
-    };
+    let old = old_tokens(&tokenizer, config);
     let landmark = *ids.last().ok_or_else(missing)?;
     let padding = padding.or(ids.first().copied()).ok_or_else(missing)?;
     Ok(Vocabulary {
@@ -238,6 +233,15 @@ fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vocabulary> {
         files,
         tokenizer,
     })
+}
+
+/// Rows of a model's tables that mean something: those of its tokens. (In a model with landmarks, whose tokenizer may
+/// lack them, all do.)
+pub fn old_tokens(tokenizer: &Tokenizer, config: &ModelConfig) -> usize {
+    match config.attention {
+        Attention::Landmark => config.vocab_size,
+        _ => (tokenizer.vocab_size() as usize).min(config.vocab_size),
+    }
 }
 
 /// The name of the padding token that a folder's files name.

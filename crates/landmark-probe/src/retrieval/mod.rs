@@ -36,7 +36,7 @@ pub use words::{CommonWords, FrequentWords};
 use crate::case::{Case, CaseKey, Count, Scoring, Suite, combine};
 use crate::draw::Draw;
 use crate::fit::fit;
-use crate::passkey::check_depths;
+use crate::passkey::{Unit, check_depths};
 use crate::{Error, Result};
 
 /// Tasks, as named on a command line.
@@ -227,6 +227,7 @@ impl Suite for Retrieval {
         Ok(Case {
             id,
             key: case.clone(),
+            unit: Unit::Tokens,
             placed,
             tokens: padding.tokens,
             max_new_tokens: task.max_new_tokens,
