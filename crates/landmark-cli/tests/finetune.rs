@@ -357,6 +357,12 @@ fn adapters_are_used_apart_or_merged() {
 
         let merged = format!("{out}-merged");
         merge_into(&before, &adapter, &scratch.path(out), &scratch.path(&merged));
+        if out != "frozen" {
+            let (from, to) = (scratch.name("model"), format!("{out}-converted"));
+            let adapter = scratch.name(out);
+            result(&["convert", &from, &scratch.name(&to), "--merge-lora", &adapter, "--json", "--quiet"]);
+            assert_eq!(weights(&scratch.path(&to)), weights(&scratch.path(&merged)), "{out}");
+        }
         let apart = scratch.generate("model", &["--adapter", &scratch.name(out)]);
         let together = scratch.generate(&merged, &[]);
         assert_eq!(apart["new_tokens"], together["new_tokens"], "{out}");
