@@ -24,12 +24,15 @@ macro_rules! targets {
 }
 
 targets! {
+    config_json = "../../fuzz/fuzz_targets/config_json.rs",
     corpus_jsonl = "../../fuzz/fuzz_targets/corpus_jsonl.rs",
     pickle = "../../fuzz/fuzz_targets/pickle.rs",
     safetensors = "../../fuzz/fuzz_targets/safetensors.rs",
+    saved_memory = "../../fuzz/fuzz_targets/saved_memory.rs",
     summary = "../../fuzz/fuzz_targets/summary.rs",
     token_stream = "../../fuzz/fuzz_targets/token_stream.rs",
     tokenizer_json = "../../fuzz/fuzz_targets/tokenizer_json.rs",
+    tokenizer_model = "../../fuzz/fuzz_targets/tokenizer_model.rs",
     torch = "../../fuzz/fuzz_targets/torch.rs",
 }
 

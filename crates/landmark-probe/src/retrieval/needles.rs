@@ -210,7 +210,9 @@ impl Write for Writer {
         }
         text.truncate(text.trim_end().len());
         let filler = "And so it went on, day after day and year after year, while the seasons came and went \
-                      and the people of the town did what they had always done, without a thought for anything else.";
+                      and the people of the town did what they had always done, without a thought for anything else, and in \
+                      the evening they sat by the fire and told each other what had been told before, until it was late \
+                      and one after the other went home along the river to sleep and to begin again in the morning.";
         text += &padding(filler, pad);
         text + &format!(
             "\nWhich secret {noun} of {which} {verb} given in the text above? \
