@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::args::weight_diff::{Precision, Task, WeightDiffArgs};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::huggingface::read_config;
 use crate::machine::peak_memory;
 use crate::report::Report;
@@ -76,6 +77,7 @@ struct Side {
 
 impl Side {
     fn open(path: &Path) -> Result<Side> {
+        let path = &*hub::resolve(path)?;
         let (fields, config) = read_config(path)?;
         Ok(Side { fields, config, weights: WeightFolder::open(path)? })
     }
@@ -213,6 +215,7 @@ fn parameters(side: &Side) -> Result<u64> {
 }
 
 fn make(args: &WeightDiffArgs, path_tuned: &Path, report: &Report) -> Result<()> {
+    let path_tuned = &*hub::resolve(path_tuned)?;
     let (raw, tuned) = (Side::open(&args.path_raw)?, Side::open(path_tuned)?);
     let combination = Combination {
         raw: &raw,
@@ -249,9 +252,10 @@ fn make(args: &WeightDiffArgs, path_tuned: &Path, report: &Report) -> Result<()>
 
 fn recover(args: &WeightDiffArgs, report: &Report) -> Result<()> {
     let preset = args.preset.as_deref().map(preset).transpose()?;
-    let (raw, diff) = (Side::open(&args.path_raw)?, Side::open(&args.path_diff)?);
+    let path_diff = &*hub::resolve(&args.path_diff)?;
+    let (raw, diff) = (Side::open(&args.path_raw)?, Side::open(path_diff)?);
     let expected = match args.check_integrity_naively {
-        true => Some(expected(&args.path_diff, preset.as_ref())?),
+        true => Some(expected(path_diff, preset.as_ref())?),
         false => None,
     };
     let dtype = match args.dtype {
@@ -287,12 +291,12 @@ fn recover(args: &WeightDiffArgs, report: &Report) -> Result<()> {
     };
     let checksum = combination.sum.get();
     if let Some(expected) = expected {
-        check(checksum, expected, &diff.config, preset.is_some(), &args.path_diff)?;
+        check(checksum, expected, &diff.config, preset.is_some(), path_diff)?;
     }
     drop(bar);
     if let Some((writer, path)) = written {
-        copy(&writer, &args.path_diff)?;
-        writer.finish(&with_dtype(recovered_fields(&diff, preset.as_ref(), &args.path_diff)?, dtype))?;
+        copy(&writer, path_diff)?;
+        writer.finish(&with_dtype(recovered_fields(&diff, preset.as_ref(), path_diff)?, dtype))?;
         report.log(format!("wrote {}", path.display()));
     }
     let verdict = match expected {
