@@ -18,7 +18,7 @@ use landmark_model::engine::{self, Engine};
 use landmark_model::lora::{Lora, LoraError, Targets, Whole};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{AttentionBias, Checkpoint};
+use crate::checkpoint::{AttentionBias, Checkpoint, hex};
 use crate::error::{Error, Result};
 use crate::finetuning::base::{grown, old_tokens};
 use crate::huggingface::read_config;
@@ -156,7 +156,7 @@ impl Adapted {
             hash.update(format!("{name} {:?} ", tensor.shape()));
             hash.update(bytemuck::cast_slice::<f32, u8>(&tensor.to_f32()));
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hash))
     }
 }
 

@@ -263,7 +263,7 @@ impl Checkpoint {
         let digests = digests.collect::<Result<Vec<_>>>()?;
         let mut whole = Sha256::new_with_prefix(format!("{config:?}"));
         digests.iter().for_each(|digest| whole.update(digest));
-        Ok(whole.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(whole))
     }
 
     fn find(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>> {
@@ -346,6 +346,11 @@ impl Checkpoint {
         };
         Error::Input { path: self.path.clone(), reason, help: help.to_owned() }
     }
+}
+
+/// A digest in hexadecimal.
+pub fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Tensors that the released program saves beside the weights and that follow from the settings: causal masks,

@@ -60,17 +60,7 @@ impl Opened {
     pub fn open(args: &ModelArgs) -> Result<Opened> {
         adapted::refuse_as_model(args.path()?)?;
         let mut checkpoint = Checkpoint::open(args.path()?)?;
-        let preset = match &args.preset {
-            None => None,
-            Some(name) => Some(Preset::named(name).ok_or_else(|| {
-                let known: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
-                Error::flag(
-                    "--preset",
-                    format!("there is no preset {name:?}"),
-                    format!("give {}", known.join(" or ")),
-                )
-            })?),
-        };
+        let preset = args.preset.as_deref().map(preset).transpose()?;
         if let Some(preset) = &preset {
             checkpoint = checkpoint.with_preset(preset)?;
         }
@@ -164,6 +154,18 @@ impl Opened {
     pub fn memory(&self, args: &MemoryArgs, length: usize) -> Result<Memory> {
         memory(args, &self.run, &self.config, self.preset.as_ref(), length)
     }
+}
+
+/// The preset of this name (`--preset`).
+///
+/// # Errors
+/// If there is none.
+pub fn preset(name: &str) -> Result<Preset> {
+    Preset::named(name).ok_or_else(|| {
+        let known: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
+        let help = format!("give {}", known.join(" or "));
+        Error::flag("--preset", format!("there is no preset {name:?}"), help)
+    })
 }
 
 /// A memory as the flags ask for it.

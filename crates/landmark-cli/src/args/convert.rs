@@ -1,5 +1,6 @@
 //! `landmark convert`.
 
+use landmark_formats::tensor::DType;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -67,4 +68,24 @@ pub enum WeightType {
     /// 16 bits, the range of 32.
     #[value(alias = "bfloat16")]
     Bf16,
+}
+
+impl WeightType {
+    /// As files store it.
+    pub fn stored(self) -> DType {
+        match self {
+            WeightType::F32 => DType::F32,
+            WeightType::F16 => DType::F16,
+            WeightType::Bf16 => DType::BF16,
+        }
+    }
+
+    /// As a `config.json` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightType::F32 => "float32",
+            WeightType::F16 => "float16",
+            WeightType::Bf16 => "bfloat16",
+        }
+    }
 }

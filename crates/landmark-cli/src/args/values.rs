@@ -204,18 +204,13 @@ pub enum Selection {
 
 impl Selection {
     /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Selection::PerTokenAndHead => "per_token_and_head",
-            Selection::MaxOverHeads => "max_over_heads",
-            Selection::MaxOverTokens => "max_over_tokens",
-        }
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
     /// The one of this name.
     pub fn named(name: &str) -> Option<Selection> {
-        let all = [Selection::PerTokenAndHead, Selection::MaxOverHeads, Selection::MaxOverTokens];
-        all.into_iter().find(|selection| selection.name() == name)
+        <Selection as ValueEnum>::from_str(name, false).ok()
     }
 }
 

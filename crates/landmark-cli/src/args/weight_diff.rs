@@ -4,23 +4,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::convert::WeightType;
 use super::values::python_bool;
 use super::{Common, DeviceArg};
-
-/// Number format of the weights written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Precision {
-    /// 32 bits, as the released program writes.
-    #[default]
-    #[value(alias = "float32")]
-    F32,
-    /// IEEE half.
-    #[value(alias = "float16")]
-    F16,
-    /// bfloat16.
-    #[value(alias = "bfloat16")]
-    Bf16,
-}
 
 /// The two directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,7 +50,7 @@ pub struct WeightDiffArgs {
     pub test_inference: Option<bool>,
     /// Number format of the weights written.
     #[arg(long, value_enum, default_value = "f32")]
-    pub dtype: Precision,
+    pub dtype: WeightType,
     /// Where to compute: the CPU, whatever is given.
     #[command(flatten)]
     pub device: DeviceArg,

@@ -106,7 +106,7 @@ fn index_on<B: Backend>(
         tokens: tokens.len(),
         chunk,
         top_k,
-        retrieval: Selection::from(memory.selection).name().to_owned(),
+        retrieval: Selection::from(memory.selection).name(),
     };
     save(&engine, &info, tokens, &args.output, report)?;
     let bytes = std::fs::metadata(&args.output).map_err(|error| Error::io(&args.output, error))?.len();

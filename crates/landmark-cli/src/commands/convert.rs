@@ -77,7 +77,7 @@ pub fn run(args: &ConvertArgs, report: &Report) -> Result<()> {
     let conversion = Conversion {
         checkpoint: &checkpoint,
         merge: merge.as_ref(),
-        dtype: args.dtype.map(dtype),
+        dtype: args.dtype.map(WeightType::stored),
         progress,
         done: Cell::new(0),
     };
@@ -146,14 +146,6 @@ fn refuse_occupied(output: &Path) -> Result<()> {
 /// Whether the result of a GPT's conversion is to be a file of this name.
 fn is_file_name(output: &Path) -> bool {
     output.extension().is_some_and(|extension| extension == "safetensors")
-}
-
-fn dtype(of: WeightType) -> DType {
-    match of {
-        WeightType::F32 => DType::F32,
-        WeightType::F16 => DType::F16,
-        WeightType::Bf16 => DType::BF16,
-    }
 }
 
 /// Tensors on their way.
@@ -244,7 +236,11 @@ fn write_folder(
     let writer = ModelWriter::create(&args.output)?;
     writer.write_weights(sources, args.max_shard_size.map_or(SHARD_BYTES, |size| size.as_u64()))?;
     copy_companions(&writer, base.path(), merge.map(Merge::path))?;
-    Ok(writer.finish(&with_type(fields, args.dtype))?)
+    let fields = match args.dtype {
+        Some(of) => with_type(fields, of),
+        None => fields,
+    };
+    Ok(writer.finish(&fields)?)
 }
 
 /// Tokenizer and the like: those of the adapter if it brings a tokenizer, for then the vocabulary grew.
@@ -264,13 +260,8 @@ fn copy_companions(writer: &ModelWriter, base: &Path, adapter: Option<&Path>) ->
 }
 
 /// The fields that name the type of the weights, in the spelling of old and new versions of `transformers`.
-fn with_type(mut fields: Fields, of: Option<WeightType>) -> Fields {
-    let name = match of {
-        None => return fields,
-        Some(WeightType::F32) => "float32",
-        Some(WeightType::F16) => "float16",
-        Some(WeightType::Bf16) => "bfloat16",
-    };
+pub fn with_type(mut fields: Fields, of: WeightType) -> Fields {
+    let name = of.name();
     if fields.contains_key("dtype") {
         fields.insert("dtype".to_owned(), json!(name));
     }

@@ -15,11 +15,14 @@ use landmark_model::huggingface::{self, Fields};
 use landmark_model::preset::Preset;
 use serde::Serialize;
 
-use crate::args::weight_diff::{Precision, Task, WeightDiffArgs};
+use crate::args::convert::WeightType;
+use crate::args::weight_diff::{Task, WeightDiffArgs};
+use crate::commands::convert::with_type;
 use crate::error::{Error, Result};
-use crate::hub;
+use crate::hub::{self, COMPANIONS};
 use crate::huggingface::read_config;
 use crate::machine::peak_memory;
+use crate::opened;
 use crate::report::Report;
 
 /// Elements of a tensor in memory at a time.
@@ -30,17 +33,6 @@ const CHECKSUM: &str = "checksum_psum.txt";
 
 /// How far the sum may be off (the released program's tolerance).
 const TOLERANCE: f64 = 1e-2;
-
-/// Files that are taken over as they are, where they exist.
-const COPIED: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "LICENSE",
-];
 
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
@@ -234,7 +226,7 @@ fn make(args: &WeightDiffArgs, path_tuned: &Path, report: &Report) -> Result<()>
     let checksum = combination.sum.get();
     writer.write(CHECKSUM, format!("{checksum:?}").as_bytes())?;
     copy(&writer, path_tuned)?;
-    writer.finish(&with_dtype(tuned.fields.clone(), DType::F32))?;
+    writer.finish(&with_type(tuned.fields.clone(), WeightType::F32))?;
     drop(bar);
     report.print(format!(
         "{}: {parameters} weights, sum of the tuned ones {checksum}",
@@ -251,24 +243,19 @@ fn make(args: &WeightDiffArgs, path_tuned: &Path, report: &Report) -> Result<()>
 }
 
 fn recover(args: &WeightDiffArgs, report: &Report) -> Result<()> {
-    let preset = args.preset.as_deref().map(preset).transpose()?;
+    let preset = args.preset.as_deref().map(opened::preset).transpose()?;
     let path_diff = &*hub::resolve(&args.path_diff)?;
     let (raw, diff) = (Side::open(&args.path_raw)?, Side::open(path_diff)?);
     let expected = match args.check_integrity_naively {
         true => Some(expected(path_diff, preset.as_ref())?),
         false => None,
     };
-    let dtype = match args.dtype {
-        Precision::F32 => DType::F32,
-        Precision::F16 => DType::F16,
-        Precision::Bf16 => DType::BF16,
-    };
     let combination = Combination {
         raw: &raw,
         other: &diff,
         combine: |diff, raw| diff + raw,
         tuned: |_, tuned| tuned,
-        dtype,
+        dtype: args.dtype.stored(),
         sum: Cell::new(0.0),
         done: Cell::new(0),
     };
@@ -296,7 +283,7 @@ fn recover(args: &WeightDiffArgs, report: &Report) -> Result<()> {
     drop(bar);
     if let Some((writer, path)) = written {
         copy(&writer, path_diff)?;
-        writer.finish(&with_dtype(recovered_fields(&diff, preset.as_ref(), path_diff)?, dtype))?;
+        writer.finish(&with_type(recovered_fields(&diff, preset.as_ref(), path_diff)?, args.dtype))?;
         report.log(format!("wrote {}", path.display()));
     }
     let verdict = match expected {
@@ -312,18 +299,6 @@ fn recover(args: &WeightDiffArgs, report: &Report) -> Result<()> {
         expected_checksum: expected,
         peak_memory_bytes: peak_memory(),
     })
-}
-
-fn preset(name: &str) -> Result<Preset> {
-    let known: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
-    let unknown = || {
-        Error::flag(
-            "--preset",
-            format!("there is no preset {name:?}"),
-            format!("give {}", known.join(" or ")),
-        )
-    };
-    Preset::named(name).ok_or_else(unknown)
 }
 
 /// The sum that the tuned weights must have.
@@ -375,18 +350,8 @@ fn recovered_fields(diff: &Side, preset: Option<&Preset>, path: &Path) -> Result
     huggingface::to_fields(&config, Some(&diff.fields)).map_err(|error| wrong(error.to_string()))
 }
 
-fn with_dtype(mut fields: Fields, dtype: DType) -> Fields {
-    let name = match dtype {
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        _ => "float32",
-    };
-    fields.insert("torch_dtype".into(), name.into());
-    fields
-}
-
 fn copy(writer: &ModelWriter, from: &Path) -> Result<()> {
-    for name in COPIED {
+    for name in COMPANIONS.into_iter().chain(["LICENSE"]) {
         if from.join(name).is_file() {
             writer.copy(&from.join(name), name)?;
         }
