@@ -89,15 +89,18 @@ impl DeviceName {
 }
 
 fn cuda_devices() -> landmark_core::Result<usize> {
-    Err(landmark_core::Error::Device("no".into()))
+    landmark_cuda::device_count()
 }
 
 /// The backend of a CUDA device.
 ///
 /// # Errors
-/// A device that cannot be opened.
-pub fn cuda(_number: u32) -> Result<landmark_core::Cpu<f32>> {
-    Ok(landmark_core::Cpu::new())
+/// A device that cannot be opened: too old, no compiler for kernels.
+pub fn cuda(number: u32) -> Result<landmark_cuda::Cuda> {
+    landmark_cuda::Cuda::new(number as usize).map_err(|error| Error::Device {
+        device: DeviceName::Cuda(number).to_string(),
+        reason: error.to_string(),
+    })
 }
 
 impl FromStr for DeviceName {
