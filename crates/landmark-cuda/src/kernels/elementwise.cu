@@ -77,7 +77,7 @@ swiglu(const storage<X_T> *gate, const storage<X_T> *up, storage<G_T> *out, i64 
 }
 
 // `dgate` and `dup` may be null.
-extern "C" __global__ void __launch_bounds__(256, 6)
+extern "C" __global__ void __launch_bounds__(256, 4)
 swiglu_backward(const storage<X_T> *gate, const storage<X_T> *up, const storage<G_T> *dout, storage<D_T> *dgate,
                 storage<D_T> *dup, i64 n) {
     wait_for_launch_ahead();

@@ -7,11 +7,12 @@
 // In the backward pass a block takes many rows, so that each thread sums the gradients of its columns' parameters in
 // registers; the sums of all blocks are added in a second launch (`total` of sum_rows.cu), in a fixed order.
 //
-// COLS, THREADS, V: extents. RMS: which norm. BIAS. X_T: the row normalised (and the sum of AddNorm), D_T: what AddNorm
+// COLS, ROW_THREADS, V: extents. RMS: which norm. BIAS. X_T: the row normalised (and the sum of AddNorm), D_T: what AddNorm
 // adds, O_T: results and their gradients, W_T: parameters, R_T: the gradient written, ADD: += instead of =.
 // HALF_T: with COPY, a second result of the backward pass, the gradient in another type.
 #include "common.cuh"
 
+constexpr int THREADS = ROW_THREADS;
 constexpr int PER = (COLS + THREADS * V - 1) / (THREADS * V);
 constexpr bool EXACT = COLS == PER * THREADS * V;
 
@@ -76,7 +77,7 @@ __device__ __forceinline__ void normalise(float (&x)[PER][V], float eps, const s
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-norm(const storage<X_T> *x, const storage<W_T> *weight, const storage<W_T> *bias, storage<O_T> *out, float eps) {
+norm_alone(const storage<X_T> *x, const storage<W_T> *weight, const storage<W_T> *bias, storage<O_T> *out, float eps) {
     wait_for_launch_ahead();
     float row[PER][V];
     take<X_T>(row, x + (i64)blockIdx.x * COLS);

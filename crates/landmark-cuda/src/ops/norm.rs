@@ -42,7 +42,7 @@ fn defines(kind: NormKind, cols: usize, bias: bool, types: Types, add: bool) -> 
     let (threads, vector) = shape(cols);
     Defines::new()
         .set("COLS", cols)
-        .set("THREADS", threads)
+        .set("ROW_THREADS", threads)
         .set("V", vector)
         .flag("RMS", matches!(kind, NormKind::Rms { .. }))
         .flag("BIAS", bias)
@@ -93,7 +93,7 @@ pub(super) fn norm(op: &Norm, c: &mut Compiler<'_>) -> Result<()> {
     same_type(c, op.weight, op.bias)?;
     let (rows, cols) = (c.rows(op.x), c.cols(op.x));
     let types = Types::of(c.dtype(op.x), c.dtype(op.out), c.dtype(op.weight));
-    let kernel = c.kernel(FILE, "norm", defines(op.kind, cols, op.bias.is_some(), types, false))?;
+    let kernel = c.kernel(FILE, "norm_alone", defines(op.kind, cols, op.bias.is_some(), types, false))?;
     let args = args![
         c.pointer(op.x),
         c.pointer(op.weight),
