@@ -157,7 +157,7 @@ fn run(nvrtc: &Nvrtc, file: &str, options: &[String], image: Image) -> Result<Co
     nvrtc.compile(file, source_of(file)?, HEADERS, options, image)
 }
 
-/// The machine code of a variant (or its PTX, see [`image`]), from the cache or made now.
+/// The machine code of a variant or its PTX, from the cache or made now.
 ///
 /// # Errors
 /// NVRTC is missing where the cache does not have it, or the source does not compile.
