@@ -1,5 +1,5 @@
 //! What tests on a device share: the device, and cases that are run there, on the oracle, and naively.
-#![allow(dead_code)] // Not every test binary uses all of it.
+#![allow(dead_code, unreachable_pub)] // Not every test binary uses all of it.
 
 use landmark_core::ops::{Access, Op};
 use landmark_core::testing::naive::allowed;
