@@ -5,6 +5,9 @@
 //! returns how many ops it took.
 
 mod elementwise;
+mod matvec;
+mod memory;
+mod retrieval_decode;
 
 use crate::compile::Variant;
 use crate::plan::Compiler;
@@ -13,8 +16,20 @@ use landmark_core::ops::Op;
 
 /// Launches the next op or ops; returns how many.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
+    let taken = retrieval_decode::try_launch(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
+    let taken = matvec::try_group(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
     let op = c.ahead()[0].clone();
     match &op {
+        Op::AppendKv(op) => memory::append_kv(op, c)?,
+        Op::LandmarkScores(op) => memory::landmark_scores(op, c)?,
+        Op::RetrievalAttention(op) => memory::retrieval_attention(op, c)?,
+        Op::SelectBlocks(op) => memory::select_blocks(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         _ => return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu")),
     }
@@ -26,5 +41,8 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
 pub fn variants() -> Vec<Variant> {
     let mut all = vec![Variant::new("apply_writes.cu", crate::compile::Defines::new())];
     all.extend(elementwise::variants());
+    all.extend(matvec::variants());
+    all.extend(memory::variants());
+    all.extend(retrieval_decode::variants());
     all
 }
