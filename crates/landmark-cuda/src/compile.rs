@@ -16,19 +16,25 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "random.cuh"];
+static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh",];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
+    "append_kv.cu",
     "apply_writes.cu",
     "copy.cu",
     "cross_entropy.cu",
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_scores.cu",
+    "matvec.cu",
     "norm.cu",
     "optimizer.cu",
+    "retrieval_attention.cu",
+    "retrieval_decode.cu",
     "rope.cu",
+    "select_blocks.cu",
     "sum_rows.cu",
 ];
 
