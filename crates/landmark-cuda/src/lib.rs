@@ -28,4 +28,4 @@ pub use arena::CudaArena;
 pub use backend::Cuda;
 pub use driver::{DeviceInfo, count as device_count};
 pub use ops::variants;
-pub use plan::CudaPlan;
+pub use plan::{CudaPlan, OpTime};
