@@ -10,13 +10,19 @@
 //!
 //! - [`ptx`] reads the text.
 //! - [`machine`] runs it.
-//! - [`driver`], [`lt`] and [`tensor_map`] are what a program calls; [`memory`] is what it allocates.
+//! - [`driver`], [`lt`] and [`tensor_map`] are what a program calls; [`memory`] is what it allocates, [`function`]
+//!   what it loads and launches, [`stream`] where that happens, [`status`] what it is told.
 
 pub mod driver;
+pub mod function;
+mod gemm_door;
 pub mod lt;
 pub mod machine;
 pub mod memory;
+pub mod product;
 pub mod ptx;
+pub mod status;
+pub mod stream;
 pub mod tensor_map;
 
 pub use machine::{Launch, Memory, run};
