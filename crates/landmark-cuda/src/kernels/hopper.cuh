@@ -206,6 +206,12 @@ __device__ __forceinline__ u64 wgmma_operand(u32 address, u32 panel_bytes = 16) 
            1ull << 62;
 }
 
+// The operand `bytes` further on: an addition, where a descriptor made anew is a dozen instructions. Addresses in shared
+// memory stay below what the field holds, so nothing is carried out of it.
+__device__ __forceinline__ u64 wgmma_advance(u64 operand, u32 bytes) {
+    return (operand & 0xffffffff00000000ull) | (static_cast<u32>(operand) + (bytes >> 4));
+}
+
 // Wgmma<N>::ss<TRANS_A, TRANS_B>(d, a, b, accumulate): both operands from shared memory.
 // Wgmma<N>::rs<TRANS_B>(d, a, b, accumulate): A from four registers.
 // TRANS_B = 0: B's tile has N rows and inner columns (as keys for scores); 1: inner rows and N columns (as values).

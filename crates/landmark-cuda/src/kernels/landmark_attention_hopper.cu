@@ -251,19 +251,20 @@ __device__ __forceinline__ void round_weights(Rows &rows) {
 }
 
 __device__ __forceinline__ void issue_scores(Rows &rows, u32 queries, u32 keys) {
+    const u64 a = wgmma_operand(queries), b = wgmma_operand(keys);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k)
-        Wgmma<TILE>::ss<0, 0>(rows.scores, wgmma_operand(queries + k / 4 * (ROWS * 128) + k % 4 * 32),
-                              wgmma_operand(keys + k / 4 * (TILE * 128) + k % 4 * 32), k != 0);
+        Wgmma<TILE>::ss<0, 0>(rows.scores, wgmma_advance(a, k / 4 * (ROWS * 128) + k % 4 * 32),
+                              wgmma_advance(b, k / 4 * (TILE * 128) + k % 4 * 32), k != 0);
     wgmma_commit();
 }
 
 __device__ __forceinline__ void issue_values(Rows &rows, u32 values) {
+    const u64 b = wgmma_operand(values, TILE * 128);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < TILE / 16; ++k)
-        Wgmma<HEAD_DIM>::rs<1>(rows.out, rows.weights + 4 * k, wgmma_operand(values + k * 2048, TILE * 128), 1);
+    for (int k = 0; k < TILE / 16; ++k) Wgmma<HEAD_DIM>::rs<1>(rows.out, rows.weights + 4 * k, wgmma_advance(b, k * 2048), 1);
     wgmma_commit();
 }
 
