@@ -7,7 +7,8 @@
 //! the same program, planned, counted and compared like the rest.
 //!
 //! A residual addition gives the *same* gradient to both operands. They share one tensor until somebody
-//! wants to add to it while another owner still has to read it; then it is copied.
+//! wants to add to it while another owner still has to read it; then it is copied. An operand of another element
+//! type (a layer's result in a half type, added to a stream in f32) gets a copy in its own type at once.
 //!
 //! The walk need not begin at the last op and end at the first: [`Recorder::backward_of`] walks a range of ops
 //! and hands back the gradients of what the range read from outside. Activation checkpointing is made of that:
@@ -17,7 +18,7 @@
 
 use crate::ops::{Access, CopyRows, Fill, Op, Operation};
 use crate::program::{Place, Recorder};
-use crate::tensor::{Cols, Out, Shape, Tensor};
+use crate::tensor::{Cols, DType, Out, Shape, Tensor};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -62,8 +63,11 @@ impl Recorder {
         let forward: Vec<Op> = self.program().ops()[range].to_vec();
         let parameters: HashMap<_, _> = parameters.iter().copied().collect();
         let wanted = wanted(&forward, parameters.keys().chain(inputs).copied().collect());
-        let gradients = seeds.iter().copied().collect();
-        let mut reverse = Reverse { recorder: self, parameters, wanted, gradients, consumed: HashSet::new() };
+        let (gradients, consumed) = (HashMap::new(), HashSet::new());
+        let mut reverse = Reverse { recorder: self, parameters, wanted, gradients, consumed };
+        for &(tensor, gradient) in seeds {
+            reverse.give(tensor, gradient);
+        }
         for op in forward.iter().rev() {
             op.backward(&mut reverse);
             for operand in op.operand_list() {
@@ -171,8 +175,18 @@ impl Reverse<'_> {
                 self.own(term);
                 self.copy(gradient, Out::add(self.gradients[&term]));
             } else {
-                self.gradients.insert(term, gradient);
+                self.give(term, gradient);
             }
+        }
+    }
+
+    /// Makes `gradient` the gradient of `tensor`, in the tensor's own element type.
+    fn give(&mut self, tensor: Tensor, gradient: Tensor) {
+        if self.dtype(tensor) == self.dtype(gradient) {
+            self.gradients.insert(tensor, gradient);
+        } else {
+            let copy = self.new_gradient(tensor);
+            self.copy(gradient, Out::set(copy));
         }
     }
 
@@ -194,6 +208,10 @@ impl Reverse<'_> {
         let (rows, width) = (shape.dims()[1], shape.cols());
         let (from, add) = (Cols::all(from, width), to.add);
         self.push(CopyRows { from, from_row: 0, to: Cols::all(to.tensor, width), add, to_row: 0, rows });
+    }
+
+    fn dtype(&self, tensor: Tensor) -> DType {
+        self.recorder.program().info(tensor).dtype
     }
 
     fn new_gradient(&mut self, tensor: Tensor) -> Tensor {

@@ -70,6 +70,7 @@ fn adamw(clip: Option<f32>, bug: impl Fn(&mut Op) -> bool) -> Vec<f64> {
         let (m, v) = (s.state[0], s.state[1]);
         AdamW {
             param: s.param,
+            copy: None,
             grad: s.grad,
             m,
             v,
@@ -88,8 +89,17 @@ fn adamw(clip: Option<f32>, bug: impl Fn(&mut Op) -> bool) -> Vec<f64> {
 fn sgd(clip: Option<f32>, bug: impl Fn(&mut Op) -> bool) -> Vec<f64> {
     let op = |s: &Step| {
         let (buffer, momentum, weight_decay) = (s.state[0], 0.875, 0.125);
-        Sgd { param: s.param, grad: s.grad, buffer, hyper: s.hyper, scale: s.scale, momentum, weight_decay }
-            .into()
+        Sgd {
+            param: s.param,
+            copy: None,
+            grad: s.grad,
+            buffer,
+            hyper: s.hyper,
+            scale: s.scale,
+            momentum,
+            weight_decay,
+        }
+        .into()
     };
     run([6, 6], clip, |_| [0.1, 0.0, 0.0], op, bug)
 }
@@ -99,6 +109,7 @@ fn adafactor(lr: f64, matrix: bool, clip: Option<f32>, bug: impl Fn(&mut Op) -> 
         let (rows, columns, weight_decay) = (s.state[0], matrix.then_some(s.state[1]), 0.125);
         Adafactor {
             param: s.param,
+            copy: None,
             grad: s.grad,
             rows,
             columns,
@@ -242,4 +253,48 @@ fn adafactor_is_torchs() {
     );
     assert_noticed(&adafactor(0.1, true, None, plant!(Op::Adafactor(op) => op.weight_decay = 0.0)), &matrix);
     assert_noticed(&adafactor(0.1, true, Some(0.5), plant!(Op::Adafactor(op) => op.scale = None)), &clipped);
+}
+
+/// Every optimiser leaves the rounded weights in the copy that products read.
+#[test]
+fn the_half_copy_follows_the_master() {
+    let cpu = Cpu::<f64>::new();
+    let mut layout = Layout::new();
+    let mut add = |name: &str, dtype, numel: usize| layout.add(name, dtype, [numel]);
+    let [param, grad, a, b] = ["param", "grad", "a", "b"].map(|name| add(name, DType::F32, 6));
+    let (copy, hyper) = (add("copy", DType::Bf16, 6), add("hyper", DType::F32, 3));
+    let (scale, weight_decay) = (None, 0.125);
+    let copied = Some(copy);
+    let ops: [Op; 3] = [
+        AdamW {
+            param,
+            copy: copied,
+            grad,
+            m: a,
+            v: b,
+            hyper,
+            scale,
+            beta1: 0.5,
+            beta2: 0.5,
+            eps: 1.0,
+            weight_decay,
+        }
+        .into(),
+        Sgd { param, copy: copied, grad, buffer: a, hyper, scale, momentum: 0.5, weight_decay }.into(),
+        Adafactor { param, copy: copied, grad, rows: a, columns: None, hyper, scale, weight_decay }.into(),
+    ];
+    for op in ops {
+        let mut arena = cpu.allocate(&layout).unwrap();
+        let mut r = Recorder::new("copied", &layout);
+        r.push(op);
+        let program = r.finish();
+        cpu.write_f64(&mut arena, param, &WEIGHTS).unwrap();
+        cpu.write_f64(&mut arena, grad, &GRADIENTS[0]).unwrap();
+        cpu.write_f64(&mut arena, hyper, &[0.1, 0.5, 0.5]).unwrap();
+        cpu.run(&mut cpu.compile(&program, &arena).unwrap(), &mut arena).unwrap();
+        let (master, copy) = (cpu.read_f64(&arena, param), cpu.read_f64(&arena, copy));
+        assert_ne!(master, WEIGHTS, "the weights were updated");
+        let rounded: Vec<f64> = master.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect();
+        assert_eq!(copy, rounded);
+    }
 }

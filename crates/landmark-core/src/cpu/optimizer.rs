@@ -10,6 +10,14 @@ fn scale<T: Real>(m: &Memory<'_, T>, scale: Option<Tensor>) -> T {
     scale.map_or(T::ONE, |t| m.real(t)[0])
 }
 
+/// The weights in the type that products read, where there is one.
+fn put_copy<T: Real>(copy: Option<Tensor>, param: &[T], m: &mut Memory<'_, T>) {
+    let Some(tensor) = copy else { return };
+    let mut copy = m.take(tensor);
+    copy.copy_from_slice(param);
+    m.put(tensor, copy);
+}
+
 pub(super) fn adamw<T: Real>(op: &AdamW, m: &mut Memory<'_, T>) {
     let hyper = m.real(op.hyper).to_vec();
     let (lr, correction1, correction2) = (hyper[0], hyper[1], hyper[2]);
@@ -38,6 +46,7 @@ pub(super) fn adamw<T: Real>(op: &AdamW, m: &mut Memory<'_, T>) {
                 },
             );
         });
+    put_copy(op.copy, &param, m);
     for (tensor, lease) in [(op.param, param), (op.grad, grad), (op.m, first), (op.v, second)] {
         m.put(tensor, lease);
     }
@@ -57,6 +66,7 @@ pub(super) fn sgd<T: Real>(op: &Sgd, m: &mut Memory<'_, T>) {
             }
         },
     );
+    put_copy(op.copy, &param, m);
     for (tensor, lease) in [(op.param, param), (op.grad, grad), (op.buffer, buffer)] {
         m.put(tensor, lease);
     }
@@ -106,6 +116,7 @@ pub(super) fn adafactor<T: Real>(op: &Adafactor, m: &mut Memory<'_, T>) {
         *param = *param * keep - alpha / clip * *g;
         *g = T::ZERO;
     }
+    put_copy(op.copy, &param, m);
     for (tensor, lease) in [(op.param, param), (op.grad, grad), (op.rows, rows)] {
         m.put(tensor, lease);
     }

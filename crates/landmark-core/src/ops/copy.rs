@@ -3,7 +3,7 @@
 use super::*;
 
 /// `to[b, to_row + r, :] (=|+=) from[b, from_row + r, :]` for `r < rows`, over the columns named on both sides;
-/// everything else of `to` is left alone.
+/// everything else of `to` is left alone. Where the element types differ, elements are converted.
 ///
 /// `from` `(B, Tf, ..)` and `to` `(B, Tt, ..)`. Joining two sequences is two of these, cutting one is one.
 #[derive(Clone, Debug)]

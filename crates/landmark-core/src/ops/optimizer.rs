@@ -2,8 +2,16 @@
 //!
 //! What changes from step to step lies in small tensors (`hyper`, `scale`), so that a compiled program is
 //! replayed unchanged. Each optimiser leaves the gradient at zero, ready for the next sum of micro-batches.
+//! Where a model computes in a half type, the parameter is the master in f32, and `copy` what the products read:
+//! `copy = param` after the update, rounded.
 
 use super::*;
+
+fn expect_copy(p: &Program, param: Tensor, copy: Option<Tensor>) -> Result<(), String> {
+    let Some(copy) = copy else { return Ok(()) };
+    expect_floats(p, &[("copy", copy)])?;
+    expect_same(p, ("param", param), ("copy", copy))
+}
 
 /// AdamW (Loshchilov & Hutter) as `torch.optim.AdamW` computes it.
 ///
@@ -14,6 +22,8 @@ use super::*;
 pub struct AdamW {
     /// Weights.
     pub param: Tensor,
+    /// The same weights in another type.
+    pub copy: Option<Tensor>,
     /// Their gradient.
     pub grad: Tensor,
     /// First moment.
@@ -40,6 +50,7 @@ impl Operation for AdamW {
     }
     fn operands(&self, o: &mut Operands) {
         o.update("param", self.param);
+        o.write("copy", self.copy);
         o.update("grad", self.grad);
         o.update("m", self.m);
         o.update("v", self.v);
@@ -47,6 +58,7 @@ impl Operation for AdamW {
         o.read("scale", self.scale);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
+        expect_copy(p, self.param, self.copy)?;
         for (field, tensor) in [("grad", self.grad), ("m", self.m), ("v", self.v)] {
             expect_same(p, ("param", self.param), (field, tensor))?;
         }
@@ -63,6 +75,8 @@ impl Operation for AdamW {
 pub struct Sgd {
     /// Weights.
     pub param: Tensor,
+    /// The same weights in another type.
+    pub copy: Option<Tensor>,
     /// Their gradient.
     pub grad: Tensor,
     /// Momentum.
@@ -83,12 +97,14 @@ impl Operation for Sgd {
     }
     fn operands(&self, o: &mut Operands) {
         o.update("param", self.param);
+        o.write("copy", self.copy);
         o.update("grad", self.grad);
         o.update("buffer", self.buffer);
         o.read("hyper", self.hyper);
         o.read("scale", self.scale);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
+        expect_copy(p, self.param, self.copy)?;
         expect_same(p, ("param", self.param), ("grad", self.grad))?;
         expect_same(p, ("param", self.param), ("buffer", self.buffer))
     }
@@ -107,6 +123,8 @@ impl Operation for Sgd {
 pub struct Adafactor {
     /// Weights.
     pub param: Tensor,
+    /// The same weights in another type.
+    pub copy: Option<Tensor>,
     /// Their gradient.
     pub grad: Tensor,
     /// Second moment of each row, or of each element of a vector.
@@ -127,6 +145,7 @@ impl Operation for Adafactor {
     }
     fn operands(&self, o: &mut Operands) {
         o.update("param", self.param);
+        o.write("copy", self.copy);
         o.update("grad", self.grad);
         o.update("rows", self.rows);
         o.update("columns", self.columns);
@@ -134,6 +153,7 @@ impl Operation for Adafactor {
         o.read("scale", self.scale);
     }
     fn check(&self, p: &Program) -> Result<(), String> {
+        expect_copy(p, self.param, self.copy)?;
         expect_same(p, ("param", self.param), ("grad", self.grad))?;
         let shape = p.shape(self.param);
         match self.columns {
