@@ -1,7 +1,7 @@
 // Hopper's own instructions (sm_90a) behind small functions: barriers in shared memory, the bulk tensor copy engine
 // (TMA), products of a warp group (wgmma), and the sharing out of registers.
 //
-// Everything is inline PTX, since neither CUDA's nor C++'s headers are at hand where these kernels are compiled. Shared
+// Everything is inline PTX, since CUDA's headers are not at hand where these kernels are compiled. Shared
 // memory is addressed by its 32-bit shared-window address throughout (`shared_address`).
 //
 // Tiles are laid out as TMA's 128-byte swizzle writes them: panels of 64 sixteen-bit columns, one row of a panel 128
@@ -9,24 +9,17 @@
 // 1024 bytes. Narrower swizzles were not taken: a head of 80 or 96 columns costs shared memory in its second panel,
 // which TMA fills with zeros past the tensor's width, but no traffic and no products.
 //
-// Element type: bf16, or f16 with -DHALF_F16.
+// Element type of products: bf16, or f16 with -DHALF_F16=1.
 
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
+#include "common.cuh"
 
-#ifdef HALF_F16
+#if HALF_F16
 #define HALF_KIND "f16"
 #else
 #define HALF_KIND "bf16"
 #endif
-
-// A `CUtensorMap`, made by the host.
-struct alignas(64) TensorMap {
-    u64 opaque[16];
-};
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
@@ -136,15 +129,13 @@ template <int PENDING> __device__ __forceinline__ void tma_store_wait_read() {
 
 // ---- Values --------------------------------------------------------------------------------------------------------
 
-// Two f32 as two sixteen-bit values, `low` in the low half, rounded to nearest even.
+// Two f32 as two elements of the products' type, `low` in the low half.
 __device__ __forceinline__ u32 pack(float low, float high) {
-    u32 packed;
-#ifdef HALF_F16
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#if HALF_F16
+    return pack_f16(low, high);
 #else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return pack_bf16(low, high);
 #endif
-    return packed;
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {

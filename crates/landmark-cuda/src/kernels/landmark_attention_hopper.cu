@@ -20,7 +20,7 @@
 // work is level; heads in groups whose keys and values stay in the L2 cache.
 //
 // -DBLOCK=n, positions of a block, 8 or more; 0: plain causal attention. -DHEAD_DIM, a multiple of 16. -DTILE, keys of a
-// tile, a multiple of 16. -DHALF_F16. Rejected: the outer maximum known beforehand from the landmarks' keys (a pass of its own
+// tile, a multiple of 16. -DHALF_F16=1. Rejected: the outer maximum known beforehand from the landmarks' keys (a pass of its own
 // for what the margin gets for nothing).
 
 #include "hopper.cuh"
@@ -462,7 +462,9 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-            const __grid_constant__ TensorMap out, const u32 *phases, float *lse, const __grid_constant__ Shape shape) {
+            const __grid_constant__ TensorMap out, const u32 *phases, float *lse, int batch, int heads, int heads_per_kv, int queries,
+            int keys, int heads_at_once, float scale_log2) {
+    const Shape shape = {batch, heads, heads_per_kv, queries, keys, heads_at_once, scale_log2};
     extern __shared__ __align__(1024) unsigned char memory[];
     Places at;
     at.queries = shared_address(memory);
@@ -483,6 +485,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         mbarrier_init_fence();
     }
     __syncthreads();
+    wait_for_launch_ahead();
     if (threadIdx.x < 128) {
         registers_shrink<24>();
         if (threadIdx.x == 0) produce(&q, &k, &v, phases, shape, at);
