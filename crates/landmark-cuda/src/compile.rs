@@ -16,10 +16,11 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: [(&str, &str); 1] = embedded!["common.cuh"];
+static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "hopper.cuh",];
 
 /// Kernel files.
-static SOURCES: &[(&str, &str)] = &embedded!["apply_writes.cu", "elementwise.cu"];
+static SOURCES: &[(&str, &str)] =
+    &embedded!["apply_writes.cu", "elementwise.cu", "landmark_attention_hopper.cu",];
 
 /// What `-D` gives a kernel file, in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,7 +136,7 @@ fn options(defines: &Defines, arch: Arch) -> Vec<String> {
 }
 
 fn run(nvrtc: &Nvrtc, file: &str, options: &[String]) -> Result<Compiled> {
-    nvrtc.compile(file, source_of(file)?, &HEADERS, options)
+    nvrtc.compile(file, source_of(file)?, HEADERS, options)
 }
 
 /// The machine code of a variant, from the cache or made now.

@@ -519,6 +519,15 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn issue(&self, device: &Device) -> Result<()> {
+        // SAFETY: the device's own stream is alive.
+        unsafe { self.issue_on(device.stream) }
+    }
+
+    /// The same on another stream of the primary context.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    pub(crate) unsafe fn issue_on(&self, stream: sys::CUstream) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self
             .args
             .iter()
@@ -542,7 +551,7 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: device.stream,
+            hStream: stream,
             attrs: &mut attribute,
             numAttrs: u32::from(self.dependent),
         };

@@ -5,6 +5,7 @@
 //! returns how many ops it took.
 
 mod elementwise;
+pub(crate) mod landmark_attention_hopper;
 
 use crate::compile::Variant;
 use crate::plan::Compiler;
@@ -16,6 +17,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
     let op = c.ahead()[0].clone();
     match &op {
         Op::Gelu(op) => elementwise::gelu(op, c)?,
+        Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
         _ => return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu")),
     }
     Ok(1)
@@ -26,5 +28,6 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
 pub fn variants() -> Vec<Variant> {
     let mut all = vec![Variant::new("apply_writes.cu", crate::compile::Defines::new())];
     all.extend(elementwise::variants());
+    all.extend(landmark_attention_hopper::variants());
     all
 }
