@@ -17,7 +17,8 @@
 
 use crate::backend::Cuda;
 use crate::driver::Launch;
-use crate::ops::landmark_attention_hopper::{Fused, HeadsAt};
+use crate::ops::landmark_attention_hopper::Fused;
+pub use crate::ops::landmark_attention_hopper::HeadsAt;
 use landmark_core::ops::Heads;
 use landmark_core::{DType, Error, Result};
 use std::ffi::c_void;
