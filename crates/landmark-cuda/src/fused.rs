@@ -123,7 +123,7 @@ impl Cuda {
         let launch = fused.launch(self.info().multiprocessors)?;
         function.allow_shared(launch.shared)?;
         let (grid, block, shared_bytes, args) = (launch.grid, launch.threads, launch.shared, launch.args);
-        let launch = Launch { function, grid, block, shared: shared_bytes, dependent: false, args };
+        let launch = Launch { function, grid, block, shared: shared_bytes, dependent: false, cluster: 1, args };
         if stream.is_null() {
             return launch.issue(&shared.device);
         }
