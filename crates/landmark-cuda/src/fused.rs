@@ -109,7 +109,8 @@ impl Cuda {
         if attention.block.is_some_and(|block| block < 2) {
             return Err(unsupported(format!("a block of {block} positions holds no ordinary token")));
         }
-        let fused = Fused { heads: attention.heads, block, dtype: attention.dtype, scale, q, k, v, out, phases, lse };
+        let fused =
+            Fused { heads: attention.heads, block, dtype: attention.dtype, scale, q, k, v, out, phases, lse };
         let shared = self.shared();
         if self.info().capability != 90 {
             return Err(unsupported(format!("{} is not a Hopper GPU", self.info().name)));
@@ -123,7 +124,8 @@ impl Cuda {
         let launch = fused.launch(self.info().multiprocessors)?;
         function.allow_shared(launch.shared)?;
         let (grid, block, shared_bytes, args) = (launch.grid, launch.threads, launch.shared, launch.args);
-        let launch = Launch { function, grid, block, shared: shared_bytes, dependent: false, cluster: 1, args };
+        let launch =
+            Launch { function, grid, block, shared: shared_bytes, dependent: false, cluster: 1, args };
         if stream.is_null() {
             return launch.issue(&shared.device);
         }

@@ -82,7 +82,9 @@ fn tile(block: usize, head_dim: usize) -> Option<usize> {
     let padded = |blocks: usize| (blocks * block).next_multiple_of(16);
     let filled = |blocks: usize| 1000 * blocks * block / padded(blocks);
     let candidates = (1..=8).filter(|&blocks| block >= 8 && padded(blocks) <= most);
-    candidates.max_by_key(|&blocks| (filled(blocks), padded(blocks).min(128), most - padded(blocks))).map(padded)
+    candidates
+        .max_by_key(|&blocks| (filled(blocks), padded(blocks).min(128), most - padded(blocks)))
+        .map(padded)
 }
 
 fn defines(block: usize, head_dim: usize, tile: usize, dtype: DType) -> Defines {
