@@ -16,7 +16,8 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh",];
+static HEADERS: &[(&str, &str)] =
+    &embedded!["common.cuh", "element.cuh", "hopper.cuh", "random.cuh", "rotary.cuh",];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -27,6 +28,7 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_attention_hopper.cu",
     "landmark_scores.cu",
     "matvec.cu",
     "norm.cu",

@@ -46,10 +46,24 @@ pub struct DeviceInfo {
     pub driver: u32,
 }
 
+/// A library by the first of these names that the loader finds.
+///
+/// Not cudarc's own probe: that exists only where cudarc loads libraries itself, and in a build beside a crate that has
+/// it link them (candle) it does not.
+pub(crate) fn find_library(names: &[&str]) -> Option<libloading::Library> {
+    // SAFETY: NVIDIA's libraries may be loaded at any time.
+    names.iter().find_map(|&name| unsafe { libloading::Library::new(name) }.ok())
+}
+
+/// The driver's library.
+fn library() -> Option<&'static libloading::Library> {
+    static LIBRARY: std::sync::OnceLock<Option<libloading::Library>> = std::sync::OnceLock::new();
+    LIBRARY.get_or_init(|| find_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])).as_ref()
+}
+
 /// Loads and initialises the driver.
 fn initialise() -> Result<i32> {
-    // SAFETY: looks for a library; calls no function of it.
-    if !unsafe { sys::is_culib_present() } {
+    if library().is_none() {
         return Err(Error::Device(
             "no NVIDIA driver was found (libcuda.so.1): install the driver of your GPU, or use --device cpu"
                 .into(),
@@ -538,6 +552,15 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn issue(&self, device: &Device) -> Result<()> {
+        // SAFETY: the device's own stream is alive.
+        unsafe { self.issue_on(device.stream) }
+    }
+
+    /// The same on another stream of the primary context.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    pub(crate) unsafe fn issue_on(&self, stream: sys::CUstream) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self
             .args
             .iter()
@@ -572,7 +595,7 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: device.stream,
+            hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
         };
@@ -668,8 +691,8 @@ impl Event {
         // SAFETY: both are alive; the signature is that of cuda.h. Asked for by its first name, since the second came
         // with the drivers of 12.8.
         unsafe {
-            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
-            let elapsed = elapsed.map_err(|error| Error::Device(error.to_string()))?;
+            let elapsed = library().and_then(|cuda| cuda.get::<Elapsed>(b"cuEventElapsedTime\0").ok());
+            let elapsed = elapsed.ok_or_else(|| Error::Device("the driver measures no times".into()))?;
             check(elapsed(&mut time, earlier.0, self.0), "reading a time")?;
         }
         Ok(time)

@@ -18,6 +18,7 @@ pub mod cache;
 pub mod compile;
 mod cublaslt;
 mod driver;
+pub mod fused;
 mod modules;
 mod nvrtc;
 mod ops;

@@ -9,6 +9,7 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embed;
+pub(crate) mod landmark_attention_hopper;
 mod matmul;
 mod matvec;
 mod memory;
@@ -60,6 +61,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SumRows(op) => matmul::sum_rows(op, c)?,
         Op::SwiGlu(op) => elementwise::swiglu(op, c)?,
         Op::SwiGluBackward(op) => elementwise::swiglu_backward(op, c)?,
+        Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttention(_) | Op::LandmarkAttentionBackward(_) => {
             return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu"));
         }
@@ -76,6 +78,7 @@ pub fn variants() -> Vec<Variant> {
     all.extend(dropout::variants());
     all.extend(elementwise::variants());
     all.extend(embed::variants());
+    all.extend(landmark_attention_hopper::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
     all.extend(memory::variants());

@@ -136,6 +136,12 @@ impl Case {
         })
     }
 
+    /// Values of `wanted` by the oracle and by naive code in f32.
+    pub fn on_the_cpu(&self, record: impl FnOnce(&mut Recorder), wanted: &[Tensor]) -> [Vec<Vec<f64>>; 2] {
+        let program = self.program(record);
+        [self.run_cpu::<f64>(&program, wanted), self.run_cpu::<f32>(&program, wanted)]
+    }
+
     /// What the program writes of the persistent tensors.
     pub fn written(&self, program: &Program) -> Vec<Tensor> {
         let operands = program.ops().iter().flat_map(Op::operand_list);
