@@ -38,21 +38,26 @@ __device__ __forceinline__ const unsigned short* head_of(const View& x, int b, i
     return x.data + b * x.batch + (long long)h * x.head;
 }
 
-// Copies `ROWS` rows into shared memory, the row r of which is row `row(r)` of a head, or zeros where that is not
+// x, as something that the compiler does not know: what follows from it is computed again at each use instead of
+// staying in registers that we do not have.
+__device__ __forceinline__ int afresh(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// Copies `ROWS` rows to shared address `to`, the row r of which is row `row(r)` of a head, or zeros where that is not
 // in [0, limit).
 template <int ROWS, int THREADS, class Row>
-__device__ __forceinline__ void copy_rows(unsigned short* to, const unsigned short* head, int stride, int limit, Row row) {
+__device__ __forceinline__ void copy_rows(unsigned to, const unsigned short* head, int stride, int limit, Row row) {
     constexpr int CHUNKS = D / 8;
-    // Opaque, so that addresses are computed anew for each tile instead of staying in registers that we do not have.
-    int thread = threadIdx.x;
-    asm volatile("" : "+r"(thread));
+    const int thread = afresh(threadIdx.x);
 #pragma unroll 1
     for (int i = 0; i < (ROWS * CHUNKS + THREADS - 1) / THREADS; i++) {
         const int e = thread + i * THREADS, r = e / CHUNKS, c = e % CHUNKS;
         if (ROWS * CHUNKS % THREADS == 0 || e < ROWS * CHUNKS) {
             const int from = row(r);
             const bool valid = (unsigned)from < (unsigned)limit;
-            copy_async(shared_address(to + r * PITCH + c * 8), head + (valid ? (long long)from * stride + c * 8 : 0), valid);
+            copy_async(to + (r * PITCH + c * 8) * 2, head + (valid ? (long long)from * stride + c * 8 : 0), valid);
         }
     }
 }

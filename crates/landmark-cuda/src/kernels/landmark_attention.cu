@@ -66,10 +66,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 2 : 1) fo
     const auto base_of = [&](int tile) { return tile * TILE_SPAN - phase; };
     const auto copy_keys = [&](unsigned short* to, const unsigned short* head, int stride, int tile) {
         const int base = base_of(tile);
-        copy_rows<TILE_KEYS, THREADS>(to, head, stride, a.keys, [&](int r) { return key_of(base, r); });
+        copy_rows<TILE_KEYS, THREADS>(shared_address(to), head, stride, a.keys, [&](int r) { return key_of(base, r); });
     };
 
-    copy_rows<TILE_QUERIES, THREADS>(sq, head_of(a.q, b, h), a.q.row, a.queries, [&](int r) { return query0 + r; });
+    copy_rows<TILE_QUERIES, THREADS>(shared_address(sq), head_of(a.q, b, h), a.q.row, a.queries, [&](int r) { return query0 + r; });
     copy_keys(sk, k, a.k.row, last_tile);
     commit_copies();
 
