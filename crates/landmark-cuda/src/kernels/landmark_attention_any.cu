@@ -66,6 +66,8 @@ struct Attention {
     float dropout, group_dropout;
 };
 
+static_assert(sizeof(Attention) == 368, "as ops/landmark_attention_any.rs writes it");
+
 #define TILE 64
 #define STEP 32
 #define ROW_THREADS 128
@@ -305,6 +307,11 @@ __device__ __forceinline__ float row_max(float x) {
 
 #define INFINITE __int_as_float(0x7f800000)
 
+// Inverted dropout's factor on an element.
+__device__ __forceinline__ float keep(const Stream& stream, u64 index, float p) {
+    return draw(stream, index, p) ? 0.0f : 1.0f / (1.0f - p);
+}
+
 // What a row sees, and its outer softmax.
 struct Row {
     Head at;
@@ -329,10 +336,10 @@ struct Row {
         return (((i64)at.b * a.heads + at.h) * a.queries + query) * a.keys + column;
     }
     __device__ __forceinline__ float keep_key(const Attention& a, int column) const {
-        return a.dropout > 0.0f ? keys.keep(index(a, column), a.dropout) : 1.0f;
+        return a.dropout > 0.0f ? keep(keys, index(a, column), a.dropout) : 1.0f;
     }
     __device__ __forceinline__ float keep_block(const Attention& a, int landmark) const {
-        return a.group_dropout > 0.0f ? groups.keep(index(a, landmark + a.miss), a.group_dropout) : 1.0f;
+        return a.group_dropout > 0.0f ? keep(groups, index(a, landmark + a.miss), a.group_dropout) : 1.0f;
     }
 };
 
@@ -345,8 +352,8 @@ __device__ __forceinline__ Row open(const Attention& a, const Landmarks& landmar
     r.first = min(a.first_key ? (int)a.first_key[r.at.b] : 0, r.end);
     r.gated = a.gated ? a.gated + (i64)r.at.b * (a.keys - a.miss) : nullptr;
     if (a.seed) {
-        r.keys = Stream(a.seed, a.salt);
-        r.groups = Stream(a.seed, a.salt | 1u << 15);
+        r.keys = stream_of(a.seed, a.salt);
+        r.groups = stream_of(a.seed, a.salt | 1u << 15);
     }
     r.n0 = landmarks.before(r.first);
     int n1 = landmarks.before(r.end);
