@@ -16,7 +16,7 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "random.cuh"];
+static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "random.cuh", "attention_tile.cuh", "mma.cuh",];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -30,6 +30,9 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "optimizer.cu",
     "rope.cu",
     "sum_rows.cu",
+    "landmark_attention.cu",
+    "landmark_attention_any.cu",
+    "landmark_attention_backward.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.

@@ -34,6 +34,8 @@ struct Attention {
     float scale;                 // of scores, times log2(e)
 };
 
+static_assert(sizeof(Attention) == 152, "as ops/landmark_attention.rs writes it");
+
 constexpr int THREADS = WARPS * 32;
 constexpr int TILE_QUERIES = WARPS * WARP_ROWS;
 constexpr int M_TILES = WARP_ROWS / 16;
@@ -45,6 +47,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 2 : 1) fo
     unsigned short* const sq = shared;
     unsigned short* const sk = sq + TILE_QUERIES * PITCH;
     unsigned short* const sv = sk + TILE_KEYS * PITCH;
+
+    wait_for_launch_ahead();
 
     // Groups of heads whose keys fit into the cache together; in a group the longest tiles first.
     const int total = a.batch * a.heads, per_group = a.together * a.tiles;

@@ -46,6 +46,8 @@ struct Attention {
     float scale;
 };
 
+static_assert(sizeof(Attention) == 296, "as ops/landmark_attention_backward.rs writes it");
+
 constexpr int QUERIES = 64;
 // Queries whose S and dP a warp of `backward_keys` holds at a time.
 #ifndef PASS
@@ -64,6 +66,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) backward_queries(const __gr
     unsigned short* const sg = sq + QUERIES * PITCH;  // dout
     unsigned short* const sk = sg + QUERIES * PITCH;
     unsigned short* const sv = sk + TILE_KEYS * PITCH;
+
+    wait_for_launch_ahead();
 
     const int per_kv = a.heads / a.kv_heads;
     const int total = a.count_heads * per_kv, per_group = a.together * a.tiles;
@@ -297,6 +301,8 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS, KEY_THREADS <= 128 ? 2
     constexpr int V_AT = KEY_ROWS * PITCH * 2, STAGES_AT = 2 * V_AT, G_AT = QUERIES * PITCH * 2, LISTS_AT = 2 * G_AT;
     extern __shared__ __align__(16) unsigned short shared[];
     const unsigned start = shared_address(shared);
+
+    wait_for_launch_ahead();
 
     const int per_kv = a.heads / a.kv_heads, per_group = a.together * a.tiles;
     const int group = blockIdx.x / per_group, rest = blockIdx.x % per_group;

@@ -9,6 +9,9 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embed;
+mod landmark_attention;
+mod landmark_attention_any;
+mod landmark_attention_backward;
 mod matmul;
 mod matvec;
 mod norm;
@@ -36,6 +39,8 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::Fill(op) => copy::fill(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
+        Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
+        Op::LandmarkAttentionBackward(op) => landmark_attention_backward::launch(op, c)?,
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
         Op::Matmul(op) => matmul::matmul(op, c)?,
         Op::Norm(op) => norm::norm(op, c)?,
@@ -46,12 +51,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SumRows(op) => matmul::sum_rows(op, c)?,
         Op::SwiGlu(op) => elementwise::swiglu(op, c)?,
         Op::SwiGluBackward(op) => elementwise::swiglu_backward(op, c)?,
-        Op::AppendKv(_)
-        | Op::LandmarkAttention(_)
-        | Op::LandmarkAttentionBackward(_)
-        | Op::LandmarkScores(_)
-        | Op::RetrievalAttention(_)
-        | Op::SelectBlocks(_) => {
+        Op::AppendKv(_) | Op::LandmarkScores(_) | Op::RetrievalAttention(_) | Op::SelectBlocks(_) => {
             return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu"));
         }
     }
@@ -67,6 +67,9 @@ pub fn variants() -> Vec<Variant> {
     all.extend(dropout::variants());
     all.extend(elementwise::variants());
     all.extend(embed::variants());
+    all.extend(landmark_attention::variants());
+    all.extend(landmark_attention_any::variants());
+    all.extend(landmark_attention_backward::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
     all.extend(norm::variants());
