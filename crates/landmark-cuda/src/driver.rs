@@ -84,6 +84,23 @@ pub fn count() -> Result<usize> {
     Ok(count as usize)
 }
 
+/// What is known of a device.
+///
+/// # Errors
+/// No driver, no such device, or one that is too old.
+pub fn info(ordinal: usize) -> Result<DeviceInfo> {
+    Ok(Device::open(ordinal)?.info.clone())
+}
+
+/// Bytes of a device's memory that are in use, by this process or others.
+///
+/// # Errors
+/// As [`info`].
+pub fn memory_in_use(ordinal: usize) -> Result<u64> {
+    let device = Device::open(ordinal)?;
+    Ok(device.info.memory.saturating_sub(device.free_memory()?))
+}
+
 /// A device, with the one stream on which everything happens.
 #[derive(Debug)]
 pub(crate) struct Device {

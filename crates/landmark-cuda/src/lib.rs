@@ -26,6 +26,6 @@ mod staging;
 
 pub use arena::CudaArena;
 pub use backend::Cuda;
-pub use driver::{DeviceInfo, count as device_count};
+pub use driver::{DeviceInfo, count as device_count, info as device_info, memory_in_use};
 pub use ops::variants;
 pub use plan::CudaPlan;
