@@ -120,8 +120,15 @@ impl Cuda {
         let kernels = Kernels::new(cache);
         let function =
             kernels.module(&device, "apply_writes.cu", &Defines::new())?.function("apply_writes")?;
-        let apply =
-            Launch { function, grid: [1; 3], block: 128, shared: 0, dependent: false, args: Vec::new() };
+        let apply = Launch {
+            function,
+            grid: [1; 3],
+            block: 128,
+            shared: 0,
+            dependent: false,
+            cluster: 1,
+            args: Vec::new(),
+        };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
         let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");

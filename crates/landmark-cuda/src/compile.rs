@@ -16,19 +16,26 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "random.cuh", "attention_tile.cuh", "mma.cuh",];
+static HEADERS: &[(&str, &str)] =
+    &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh", "attention_tile.cuh", "mma.cuh"];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
+    "append_kv.cu",
     "apply_writes.cu",
     "copy.cu",
     "cross_entropy.cu",
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_scores.cu",
+    "matvec.cu",
     "norm.cu",
     "optimizer.cu",
+    "retrieval_attention.cu",
+    "retrieval_decode.cu",
     "rope.cu",
+    "select_blocks.cu",
     "sum_rows.cu",
     "landmark_attention.cu",
     "landmark_attention_any.cu",
@@ -160,7 +167,7 @@ fn run(nvrtc: &Nvrtc, file: &str, options: &[String], image: Image) -> Result<Co
     nvrtc.compile(file, source_of(file)?, HEADERS, options, image)
 }
 
-/// The machine code of a variant (or its PTX, see [`image`]), from the cache or made now.
+/// The machine code of a variant or its PTX, from the cache or made now.
 ///
 /// # Errors
 /// NVRTC is missing where the cache does not have it, or the source does not compile.

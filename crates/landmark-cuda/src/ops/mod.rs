@@ -14,8 +14,10 @@ mod landmark_attention_any;
 mod landmark_attention_backward;
 mod matmul;
 mod matvec;
+mod memory;
 mod norm;
 mod optimizer;
+mod retrieval_decode;
 mod rope;
 
 use crate::compile::{Defines, Variant};
@@ -25,6 +27,14 @@ use landmark_core::ops::Op;
 
 /// Launches the next op or ops; returns how many.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
+    let taken = retrieval_decode::try_launch(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
+    let taken = matvec::try_group(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
     let op = c.ahead()[0].clone();
     match &op {
         Op::Adafactor(op) => optimizer::adafactor(op, c)?,
@@ -37,6 +47,10 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::Embed(op) => embed::embed(op, c)?,
         Op::EmbedBackward(op) => embed::embed_backward(op, c)?,
         Op::Fill(op) => copy::fill(op, c)?,
+        Op::AppendKv(op) => memory::append_kv(op, c)?,
+        Op::LandmarkScores(op) => memory::landmark_scores(op, c)?,
+        Op::RetrievalAttention(op) => memory::retrieval_attention(op, c)?,
+        Op::SelectBlocks(op) => memory::select_blocks(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
         Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
@@ -51,9 +65,6 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SumRows(op) => matmul::sum_rows(op, c)?,
         Op::SwiGlu(op) => elementwise::swiglu(op, c)?,
         Op::SwiGluBackward(op) => elementwise::swiglu_backward(op, c)?,
-        Op::AppendKv(_) | Op::LandmarkScores(_) | Op::RetrievalAttention(_) | Op::SelectBlocks(_) => {
-            return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu"));
-        }
     }
     Ok(1)
 }
@@ -72,8 +83,10 @@ pub fn variants() -> Vec<Variant> {
     all.extend(landmark_attention_backward::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
+    all.extend(memory::variants());
     all.extend(norm::variants());
     all.extend(optimizer::variants());
+    all.extend(retrieval_decode::variants());
     all.extend(rope::variants());
     all
 }
