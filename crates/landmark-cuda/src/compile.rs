@@ -17,7 +17,7 @@ macro_rules! embedded {
 
 /// Headers that kernels include by name.
 static HEADERS: &[(&str, &str)] =
-    &embedded!["common.cuh", "element.cuh", "hopper.cuh", "random.cuh", "rotary.cuh",];
+    &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh", "attention_tile.cuh", "mma.cuh", "hopper.cuh"];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -38,6 +38,9 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
+    "landmark_attention.cu",
+    "landmark_attention_any.cu",
+    "landmark_attention_backward.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.
