@@ -10,6 +10,7 @@
 use crate::arena::{CudaArena, aligned, lay_out};
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
+use crate::cublaslt::{Ask, Product};
 use crate::driver::{Arg, Buffer, Function, Graph, Launch, TensorMap, TensorMapShape};
 use crate::ops;
 use landmark_core::ops::Op;
@@ -27,6 +28,7 @@ pub(crate) enum Step {
     Kernel(Launch),
     Zero { address: u64, bytes: u64 },
     Copy { from: u64, to: u64, bytes: u64 },
+    Product(Box<Product>),
 }
 
 /// A compiled program.
@@ -184,8 +186,13 @@ impl Compiler<'_> {
         shared: u32,
         args: Vec<Arg>,
     ) -> Result<()> {
-        let dependent = self.arch().0 >= 90;
+        let dependent = self.may_be_dependent();
         self.push(kernel, grid, block, shared, args, (dependent, 1))
+    }
+
+    /// Launches overlap only between kernels: behind anything else the order is a plain one.
+    fn may_be_dependent(&self) -> bool {
+        self.arch().0 >= 90 && matches!(self.steps.last(), Some((_, Step::Kernel(_))))
     }
 
     /// The same with blocks that come in clusters of `cluster` along the grid's first axis (sm_90 on).
@@ -198,7 +205,8 @@ impl Compiler<'_> {
         shared: u32,
         args: Vec<Arg>,
     ) -> Result<()> {
-        self.push(kernel, grid, block, shared, args, (true, cluster))
+        let dependent = self.may_be_dependent();
+        self.push(kernel, grid, block, shared, args, (dependent, cluster))
     }
 
     fn push(
@@ -231,6 +239,25 @@ impl Compiler<'_> {
     /// Appends a copy on the device.
     pub(crate) fn copy(&mut self, from: u64, to: u64, bytes: u64) {
         self.step(Step::Copy { from, to, bytes });
+    }
+
+    /// Appends a matrix product.
+    pub(crate) fn product(&mut self, ask: Ask) -> Result<()> {
+        if self.transient.is_some() {
+            let product = Product::new(self.shared.cublaslt()?, ask)?;
+            self.step(Step::Product(Box::new(product)));
+        }
+        Ok(())
+    }
+
+    /// Whether two tensors may lie in the same memory: a scratch tensor that an op behind writes may take the place of
+    /// one that this op still reads. To be asked before ops are joined.
+    pub(crate) fn may_overlap(&self, a: Tensor, b: Tensor) -> bool {
+        match (self.info(a).place, self.info(b).place) {
+            (Place::Persistent(a), Place::Persistent(b)) => a == b,
+            (Place::Scratch, Place::Scratch) => self.scratch.share(a, b),
+            _ => false,
+        }
     }
 
     /// Describes a tensor for the copy engine.
@@ -289,6 +316,11 @@ impl Scratch {
         Scratch { plan: Some(plan), offsets, bytes }
     }
 
+    /// Whether two scratch tensors lie in the same place.
+    fn share(&self, a: Tensor, b: Tensor) -> bool {
+        self.offset(a) == self.offset(b)
+    }
+
     fn offset(&self, tensor: Tensor) -> u64 {
         match &self.plan {
             Some(plan) => plan.slot(tensor).map_or(0, |slot| self.offsets[slot]),
@@ -341,6 +373,7 @@ impl CudaPlan {
                 Step::Kernel(launch) => launch.issue(device),
                 Step::Zero { address, bytes } => device.zero(*address, *bytes),
                 Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+                Step::Product(product) => product.issue(device),
             };
             let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
             issued.map_err(|error| {
