@@ -16,7 +16,8 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh",];
+static HEADERS: &[(&str, &str)] =
+    &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh", "tiles.cuh"];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -27,12 +28,14 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_choice.cu",
     "landmark_scores.cu",
     "matvec.cu",
     "norm.cu",
     "optimizer.cu",
     "retrieval_attention.cu",
     "retrieval_decode.cu",
+    "retrieval_prefill.cu",
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
