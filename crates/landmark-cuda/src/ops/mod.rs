@@ -19,6 +19,7 @@ mod memory;
 mod norm;
 mod optimizer;
 mod retrieval_decode;
+mod retrieval_prefill;
 mod rope;
 
 use crate::compile::{Defines, Variant};
@@ -29,6 +30,10 @@ use landmark_core::ops::Op;
 /// Launches the next op or ops; returns how many.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
     let taken = retrieval_decode::try_launch(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
+    let taken = retrieval_prefill::try_choice(c)?;
     if taken > 0 {
         return Ok(taken);
     }
@@ -90,6 +95,7 @@ pub fn variants() -> Vec<Variant> {
     all.extend(norm::variants());
     all.extend(optimizer::variants());
     all.extend(retrieval_decode::variants());
+    all.extend(retrieval_prefill::variants());
     all.extend(rope::variants());
     all
 }
