@@ -1,8 +1,8 @@
 //! The four GPTs of the released program: logits, loss, gradients, evaluation with every cache setting, and
 //! twenty steps of training.
 
-use landmark_core::Cpu;
 use landmark_core::cpu::Real;
+use landmark_core::{Cpu, DType};
 use landmark_model::engine::Engine;
 use landmark_model::model::{CacheShape, Optimizer, Room};
 use landmark_model::reader::{Reader, Training, laden_length};
@@ -23,7 +23,15 @@ fn engine<T: Real>(name: &str, room: Room) -> Engine<Cpu<T>> {
 }
 
 fn room(tokens: usize) -> Room {
-    Room { batch: 2, tokens, logits: 0, cache: CacheShape::None, training: None, lookups: false }
+    Room {
+        batch: 2,
+        tokens,
+        logits: 0,
+        cache: CacheShape::None,
+        training: None,
+        lookups: false,
+        compute: DType::F32,
+    }
 }
 
 fn reader<T: Real>(engine: &mut Engine<Cpu<T>>) -> Reader<'_, Cpu<T>> {

@@ -1,8 +1,8 @@
 //! LLaMA's block against the released program: RMSNorm, SwiGLU, positions on halves, an untied head, and
 //! grouped-query heads, trained and run by the code that trains and runs the GPTs.
 
-use landmark_core::Cpu;
 use landmark_core::cpu::Real;
+use landmark_core::{Cpu, DType};
 use landmark_model::batch::NO_LOSS;
 use landmark_model::config::Attention;
 use landmark_model::engine::{Engine, Error};
@@ -23,7 +23,15 @@ fn reader<T: Real>(engine: &mut Engine<Cpu<T>>) -> Reader<'_, Cpu<T>> {
 }
 
 fn room(tokens: usize) -> Room {
-    Room { batch: 2, tokens, logits: tokens, cache: CacheShape::None, training: None, lookups: false }
+    Room {
+        batch: 2,
+        tokens,
+        logits: tokens,
+        cache: CacheShape::None,
+        training: None,
+        lookups: false,
+        compute: DType::F32,
+    }
 }
 
 fn logits_are_met<T: Real>(name: &str, attention: Attention, case: &str) {

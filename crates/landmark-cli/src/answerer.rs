@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::{Instant, UNIX_EPOCH};
 
-use landmark_core::{Backend, Cpu};
+use landmark_core::Backend;
 use landmark_data::Tokenizer;
 use landmark_model::engine::Engine;
 use landmark_model::generate::Generator;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::args::memory::MemoryArgs;
 use crate::args::passkey::ProbeArgs;
-use crate::device::Device;
+use crate::device::{Device, on_device};
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Memory, Opened};
@@ -34,7 +34,7 @@ impl Counter {
         match (&args.model.tokenizer, &args.model.model) {
             (Some(path), _) => Ok(Counter(Tokenizer::from_file(path, None)?)),
             (None, Some(_)) => {
-                let opened = Opened::open(&args.model)?;
+                let opened = Opened::open(&args.model, Device::Cpu)?;
                 opened.tokenizer()?;
                 Ok(Counter(opened.tokenizer.unwrap_or_else(Tokenizer::gpt2)))
             }
@@ -67,7 +67,8 @@ pub struct Asked {
 /// If it cannot be read.
 pub fn open(args: &ProbeArgs) -> Result<Asked> {
     let path = args.model.path()?;
-    let opened = Opened::open(&args.model)?;
+    let device = args.device.device.select()?;
+    let opened = Opened::open(&args.model, device)?;
     let tokenizer = opened.tokenizer()?.info().clone();
     let identity = json!({
         "file": identity(opened.checkpoint.path())?,
@@ -75,9 +76,8 @@ pub fn open(args: &ProbeArgs) -> Result<Asked> {
         "memory": format!("{:?}", args.memory),
     });
     let (title, memory) = (path.display().to_string(), args.memory.clone());
-    let answerer: Box<dyn Answerer> = match args.device.device.select()? {
-        Device::Cpu => Box::new(Model { backend: Cpu::<f32>::new(), opened, flags: memory, engine: None }),
-    };
+    let answerer: Box<dyn Answerer> =
+        on_device!(device, |backend| Box::new(Model { backend, opened, flags: memory, engine: None }));
     Ok(Asked { answerer, identity, title })
 }
 

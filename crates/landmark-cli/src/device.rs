@@ -1,13 +1,17 @@
 //! Which device computes: `--device auto|cpu|cuda|cuda:N|wgpu`.
 //!
 //! The name is checked while the command line is parsed; whether the device can be had is asked when the
-//! command starts. `auto` takes the best there is, which in this build is the CPU.
+//! command starts. `auto` takes the best there is: an NVIDIA GPU if one can be used, else the CPU.
+//!
+//! [`on_device!`] is the one place where a backend is chosen. Everything behind it is generic.
 
 use std::fmt;
 use std::str::FromStr;
 
+use landmark_core::DType;
 use serde::{Deserialize, Serialize};
 
+use crate::args::values::Dtype;
 use crate::error::{Error, Result};
 
 /// A device as the command line names it.
@@ -30,24 +34,73 @@ pub enum DeviceName {
 pub enum Device {
     /// The processor.
     Cpu,
+    /// An NVIDIA GPU, by number.
+    Cuda(u32),
 }
 
-impl DeviceName {
-    /// The device of this name, if this build has it.
-    ///
-    /// # Errors
-    /// Says which backend is missing.
-    pub fn select(self) -> Result<Device> {
-        let missing = |backend: &str| Error::Device {
-            device: self.to_string(),
-            reason: format!("this build has no {backend} backend"),
-        };
-        match self {
-            DeviceName::Auto | DeviceName::Cpu => Ok(Device::Cpu),
-            DeviceName::Cuda(_) => Err(missing("CUDA")),
-            DeviceName::Wgpu => Err(missing("wgpu")),
+impl Device {
+    /// What it computes in when asked for `dtype`: the CPU in float32 whatever is asked.
+    pub fn compute(self, dtype: Dtype) -> DType {
+        match (self, dtype) {
+            (Device::Cpu, _) | (_, Dtype::Float32) => DType::F32,
+            (_, Dtype::Bfloat16) => DType::Bf16,
+            (_, Dtype::Float16) => DType::F16,
         }
     }
+}
+
+/// Runs an expression with a name bound to the backend of a device: `on_device!(device, |backend| work(backend))`.
+macro_rules! on_device {
+    ($device:expr, |$backend:ident| $work:expr) => {
+        match $device {
+            $crate::device::Device::Cpu => {
+                let $backend = landmark_core::Cpu::<f32>::new();
+                $work
+            }
+            $crate::device::Device::Cuda(number) => {
+                let $backend = $crate::device::cuda(number)?;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use on_device;
+
+impl DeviceName {
+    /// The device of this name, if it can be had.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn select(self) -> Result<Device> {
+        let missing = |reason: String| Error::Device { device: self.to_string(), reason };
+        match self {
+            DeviceName::Auto => {
+                Ok(if cuda_devices().is_ok_and(|count| count > 0) { Device::Cuda(0) } else { Device::Cpu })
+            }
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda(number) => match cuda_devices() {
+                Ok(count) if (number as usize) < count => Ok(Device::Cuda(number)),
+                Ok(count) => Err(missing(format!("there is no CUDA device {number}: {count} found"))),
+                Err(error) => Err(missing(error.to_string())),
+            },
+            DeviceName::Wgpu => Err(missing("this build has no wgpu backend".to_owned())),
+        }
+    }
+}
+
+fn cuda_devices() -> landmark_core::Result<usize> {
+    landmark_cuda::device_count()
+}
+
+/// The backend of a CUDA device.
+///
+/// # Errors
+/// A device that cannot be opened: too old, no compiler for kernels.
+pub fn cuda(number: u32) -> Result<landmark_cuda::Cuda> {
+    landmark_cuda::Cuda::new(number as usize).map_err(|error| Error::Device {
+        device: DeviceName::Cuda(number).to_string(),
+        reason: error.to_string(),
+    })
 }
 
 impl FromStr for DeviceName {
@@ -117,10 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn only_the_cpu_can_be_had() {
-        assert_eq!(DeviceName::Auto.select().unwrap(), Device::Cpu);
-        let error = DeviceName::Cuda(1).select().unwrap_err();
-        assert_eq!(error.to_string(), "--device cuda:1: this build has no CUDA backend");
-        assert_eq!((error.exit_code(), error.help().is_some()), (2, true));
+    fn what_cannot_be_had_is_said() {
+        assert_eq!(DeviceName::Cpu.select().unwrap(), Device::Cpu);
+        for (name, said) in
+            [(DeviceName::Cuda(4096), "--device cuda:4096: "), (DeviceName::Wgpu, "--device wgpu: ")]
+        {
+            let error = name.select().unwrap_err();
+            assert!(error.to_string().starts_with(said), "{error}");
+            assert_eq!((error.exit_code(), error.help().is_some()), (2, true));
+        }
+    }
+
+    #[test]
+    fn a_cpu_computes_in_float32() {
+        assert_eq!(Device::Cpu.compute(Dtype::Bfloat16), DType::F32);
+        assert_eq!(Device::Cuda(0).compute(Dtype::Bfloat16), DType::Bf16);
+        assert_eq!(Device::Cuda(0).compute(Dtype::Float32), DType::F32);
     }
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use landmark_core::{Backend, Cpu};
+use landmark_core::{Backend, DType};
 use landmark_data::TokenStream;
 use landmark_model::batch::{Batch, EvalRows, Sample};
 use landmark_model::config::ModelConfig;
@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::args::values::{LmCache, Selection};
 use crate::checkpoint::{AttentionBias, Checkpoint};
 use crate::commands::eval::{EvalSettings, Stream};
-use crate::device::Device;
+use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::report::Report;
@@ -81,9 +81,7 @@ pub struct Outcome {
 /// Weights that do not fit the settings, a stream that is too short or not of this vocabulary, a loss that is
 /// not finite.
 pub fn run(checkpoint: &Checkpoint, settings: &EvalSettings, report: &Report) -> Result<Outcome> {
-    match settings.device {
-        Device::Cpu => run_on(Cpu::<f32>::new(), checkpoint, settings, report),
-    }
+    on_device!(settings.device, |backend| run_on(backend, checkpoint, settings, report))
 }
 
 fn run_on<B: Backend>(
@@ -98,7 +96,8 @@ fn run_on<B: Backend>(
     let sample = run.eval_sample_size.map(|tokens| Sample { tokens, seed: run.seed });
     let rows = EvalRows::new(stream, run.eval_seq_length, sample)?;
     let batch_size = run.batch_size.min(rows.rows());
-    let mut engine = Engine::new(backend, config.clone(), room(run, batch_size))?;
+    let room = Room { compute: settings.device.compute(run.dtype), ..room(run, batch_size) };
+    let mut engine = Engine::new(backend, config.clone(), room)?;
     if checkpoint.load(&mut engine, AttentionBias::AsReleasedEvaluation)? {
         report.warn(
             "the biases of queries, keys and values are left at 0, as the released evaluation leaves them \
@@ -159,7 +158,7 @@ fn room(run: &RunArgs, batch: usize) -> Room {
     let chunk = run.mid_length.min(run.eval_seq_length);
     let cache = cache(run);
     let tokens = if let CacheShape::Mem { block, .. } = cache { laden_length(chunk, block) } else { chunk };
-    Room { batch, tokens, logits: 0, cache, training: None, lookups: false }
+    Room { batch, tokens, logits: 0, cache, training: None, lookups: false, compute: DType::F32 }
 }
 
 /// The cache that the settings ask for.

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytesize::ByteSize;
-use landmark_core::{Backend, PageId, PageStore, Paging};
+use landmark_core::{Backend, DType, PageId, PageStore, Paging};
 use landmark_data::Tokenizer;
 use landmark_formats::pages::{MemoryFile, ScratchPages};
 use landmark_model::config::{Attention, ModelConfig};
 use landmark_model::engine::Engine;
 use landmark_model::generate::{Settings, fitting_chunk, fitting_top_k};
-use landmark_model::model::CacheShape;
+use landmark_model::model::{CacheShape, Room};
 use landmark_model::preset::Preset;
 use landmark_model::reader::PredictAt;
 use landmark_model::record::Granularity;
@@ -23,6 +23,7 @@ use crate::adapted::{self, Adapted};
 use crate::args::memory::{MemoryArgs, ModelArgs};
 use crate::args::values::{LmCache, Selection};
 use crate::checkpoint::{AttentionBias, Checkpoint};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::evaluation::granularity;
 use crate::settings::{Given, RunArgs};
@@ -50,6 +51,8 @@ pub struct Opened {
     pub preset: Option<Preset>,
     /// Adapters on it.
     pub adapter: Option<Adapted>,
+    /// What it computes in.
+    pub compute: DType,
 }
 
 impl Opened {
@@ -57,7 +60,7 @@ impl Opened {
     ///
     /// # Errors
     /// If there is none, its files are damaged, or its tokenizer is another model's.
-    pub fn open(args: &ModelArgs) -> Result<Opened> {
+    pub fn open(args: &ModelArgs, device: Device) -> Result<Opened> {
         adapted::refuse_as_model(args.path()?)?;
         let mut checkpoint = Checkpoint::open(args.path()?)?;
         let preset = args.preset.as_deref().map(preset).transpose()?;
@@ -82,7 +85,8 @@ impl Opened {
             None if checkpoint.hugging_face().is_none() => Some(Tokenizer::gpt2()),
             None => checkpoint.tokenizer()?,
         };
-        Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter })
+        let compute = device.compute(args.dtype.unwrap_or_default());
+        Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter, compute })
     }
 
     /// Tokens of a text as the model is to see it, with what the tokenizer puts in front.
@@ -290,10 +294,10 @@ pub fn engine<B: Backend>(
     saved: Option<MemoryFile>,
 ) -> Result<Engine<B>> {
     let settings = memory.settings(Sampling::default(), 0, lookups);
-    let room = settings.room(&opened.config, memory.cache, batch);
+    let room = Room { compute: opened.compute, ..settings.room(&opened.config, memory.cache, batch) };
     // Before anything is computed from its extents.
     room.validate(&opened.config).map_err(landmark_model::engine::Error::from)?;
-    let paging = paging(args, &opened.config, memory.cache, batch, saved)?;
+    let paging = paging(args, opened, memory.cache, batch, saved)?;
     let lora = opened.adapter.as_ref().map(Adapted::lora);
     let mut engine = Engine::with(backend, opened.config.clone(), room, lora, paging)?;
     match &opened.adapter {
@@ -306,11 +310,12 @@ pub fn engine<B: Backend>(
 /// Where the pages of a memory go.
 fn paging(
     args: &MemoryArgs,
-    config: &ModelConfig,
+    opened: &Opened,
     cache: CacheShape,
     batch: usize,
     saved: Option<MemoryFile>,
 ) -> Result<Paging> {
+    let (config, element) = (&opened.config, opened.compute.size());
     let CacheShape::Mem { blocks, block, .. } = cache else {
         let given = args.device_memory.is_some() || args.host_memory.is_some() || args.memory_file.is_some();
         return match given {
@@ -323,8 +328,8 @@ fn paging(
         };
     };
     let pages = batch * (blocks + 1) * config.kv_heads;
-    let page = block * config.head_dim * 4;
-    let landmarks = (config.layers * pages * config.head_dim * 4) as u64;
+    let page = block * config.head_dim * element;
+    let landmarks = (config.layers * pages * config.head_dim * element) as u64;
     let total = (2 * config.layers * pages) as u64 * page as u64;
     let fewest = landmarks + FEWEST_PAGES * page as u64;
     let device = match args.device_memory.map(|size| size.as_u64()) {
@@ -361,9 +366,19 @@ fn paging(
         None => std::env::temp_dir(),
     };
     let scratch = ScratchPages::create(&folder, &vec![pages; 2 * config.layers], page)?;
-    let store = Arc::new(Store { saved, scratch, written: Mutex::default() });
+    let dtype = stored(opened.compute);
+    let store = Arc::new(Store { saved, scratch, dtype, written: Mutex::default() });
     let device = device.or_else(|| host.is_none().then_some(BESIDE_A_FILE));
     Ok(Paging { device: Some(device.unwrap_or(0)), host: Some(host.unwrap_or(0)), store: Some(store) })
+}
+
+/// A type of floats as files have it.
+fn stored(compute: DType) -> landmark_formats::tensor::DType {
+    match compute {
+        DType::Bf16 => landmark_formats::tensor::DType::BF16,
+        DType::F16 => landmark_formats::tensor::DType::F16,
+        _ => landmark_formats::tensor::DType::F32,
+    }
 }
 
 /// Pages in a scratch file, over those of a saved memory.
@@ -371,6 +386,8 @@ fn paging(
 struct Store {
     saved: Option<MemoryFile>,
     scratch: ScratchPages,
+    /// Type of the pages that are asked for.
+    dtype: landmark_formats::tensor::DType,
     /// Pages that the scratch file holds; kept only if the saved memory might hold others of the same names.
     written: Mutex<HashSet<PageId>>,
 }
@@ -384,7 +401,7 @@ impl Store {
 impl PageStore for Store {
     fn read(&self, id: PageId, into: &mut [u8]) -> std::result::Result<(), String> {
         if let Some(saved) = self.saved.as_ref().filter(|_| !self.is_written(id))
-            && saved.read(id.tensor, id.page, into).map_err(|error| error.to_string())?
+            && saved.read_as(id.tensor, id.page, self.dtype, into).map_err(|error| error.to_string())?
         {
             return Ok(());
         }

@@ -21,6 +21,7 @@ use landmark_formats::tensor::DType;
 use landmark_model::batch::Windows;
 use landmark_model::engine::Engine;
 use landmark_model::evaluate::perplexity;
+use landmark_model::model::Room;
 use landmark_model::tokens::Tokens;
 use landmark_model::train::{Step, Trainer, Validation};
 use pollster::block_on;
@@ -99,7 +100,11 @@ pub fn run<B: Backend>(backend: B, settings: &TrainSettings, report: &Report) ->
     let training = model::training(run, settings.schedule.clone());
     let per_step = training.tokens_per_step();
     std::fs::create_dir_all(&settings.folder).map_err(|e| Error::io(&settings.folder, e))?;
-    let mut engine = Engine::new(backend, model::config(run)?, training.room())?;
+    let mut engine = Engine::new(
+        backend,
+        model::config(run)?,
+        Room { compute: settings.device.compute(run.dtype), ..training.room() },
+    )?;
     engine.initialise(run.seed)?;
     let count = engine.model().parameter_count();
     report.log(format!(

@@ -14,6 +14,7 @@
 //! count against the memory that the tiers are there to bound.
 
 use crate::atomic::FileWriter;
+use crate::tensor::{DType, TensorRef, float_bytes};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -26,6 +27,30 @@ const FORMAT: &str = "memory";
 const TRAILER: u64 = 8 + 4 + 8;
 /// Longest description that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
+
+/// Element type of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PageType {
+    /// What a CPU computes in.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl PageType {
+    /// As of other tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            PageType::F32 => DType::F32,
+            PageType::Bf16 => DType::BF16,
+            PageType::F16 => DType::F16,
+        }
+    }
+}
 
 /// What a saved memory holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +77,9 @@ pub struct MemoryInfo {
     pub top_k: usize,
     /// How finely they were chosen.
     pub retrieval: String,
+    /// Type of the pages; landmark keys are in f32 always.
+    #[serde(default)]
+    pub dtype: PageType,
 }
 
 impl MemoryInfo {
@@ -67,7 +95,7 @@ impl MemoryInfo {
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
-        self.block * self.head_dim * 4
+        self.block * self.head_dim * self.dtype.dtype().size()
     }
 
     /// Landmark keys of a layer: `(kv_heads, blocks, head_dim)`.
@@ -85,7 +113,7 @@ impl MemoryInfo {
         }
         let pages = product(&[2, self.layers, self.positions.div_ceil(self.block), self.kv_heads])?;
         Some([
-            pages.checked_mul(product(&[self.block, self.head_dim, 4])?)?,
+            pages.checked_mul(product(&[self.block, self.head_dim, self.dtype.dtype().size()])?)?,
             product(&[self.tokens, 4])?,
             product(&[self.layers, self.kv_heads, self.positions / self.block, self.head_dim, 4])?,
             pages.checked_mul(4)?,
@@ -260,6 +288,25 @@ impl MemoryFile {
         &self.landmarks[layer]
     }
 
+    /// Reads a page of a tensor (twice the layer, plus one for values) as elements of a type of floats, which need not
+    /// be that of the file. False if the file does not hold it.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or holds numbers too large for the type.
+    pub fn read_as(&self, tensor: usize, page: usize, dtype: DType, into: &mut [u8]) -> Result<bool> {
+        let own = self.info.dtype.dtype();
+        if dtype == own {
+            return self.read(tensor, page, into);
+        }
+        let mut stored = vec![0; self.info.page_bytes()];
+        if into.len() * own.size() != stored.len() * dtype.size() || !self.read(tensor, page, &mut stored)? {
+            return Ok(false);
+        }
+        let floats = TensorRef::new(own, vec![stored.len() / own.size()], &stored[..])?.to_f32();
+        into.copy_from_slice(&float_bytes(&floats, dtype)?);
+        Ok(true)
+    }
+
     /// Reads a page of a tensor (twice the layer, plus one for values). False if the file does not hold it.
     ///
     /// # Errors
@@ -382,7 +429,29 @@ mod tests {
             chunk: 2,
             top_k: 1,
             retrieval: "max_over_heads".into(),
+            dtype: PageType::F32,
         }
+    }
+
+    /// A memory that a GPU read in bfloat16 is asked on a CPU, and the other way round.
+    #[test]
+    fn pages_are_read_in_another_type() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        let info =
+            MemoryInfo { dtype: PageType::Bf16, layers: 1, tokens: 2, positions: 3, kv_heads: 1, ..info() };
+        let mut writer = MemoryWriter::create(&path, info).unwrap();
+        let values: Vec<f32> = (0..24).map(|i| i as f32 - 7.5).collect();
+        writer.pages(&float_bytes(&values, DType::BF16).unwrap()).unwrap();
+        writer.finish(&[1, 2], &[vec![0.0; 4]]).unwrap();
+        let file = MemoryFile::open(&path).unwrap();
+        let mut found = [0; 48];
+        assert!(file.read_as(1, 0, DType::F32, &mut found).unwrap());
+        assert_eq!(found[..], float_bytes(&values[12..], DType::F32).unwrap()[..]);
+        assert!(
+            !file.read_as(1, 0, DType::F32, &mut [0; 24]).unwrap(),
+            "pages of another length are not there"
+        );
     }
 
     fn page(tensor: usize, page: usize) -> Vec<u8> {

@@ -5,7 +5,9 @@ use crate::lora::Lora;
 use crate::model::{Model, Room};
 use crate::record::{self, Pass, Update};
 use crate::weights::Parameter;
-use landmark_core::{Backend, Paging, Tensor};
+use half::{bf16, f16};
+use landmark_core::{Backend, DType, Paging, Tensor};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// What can go wrong while a model is loaded or run.
@@ -72,6 +74,15 @@ pub enum Error {
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Floats as the bytes of an element type.
+fn in_type(dtype: DType, values: &[f32]) -> Cow<'_, [u8]> {
+    match dtype {
+        DType::Bf16 => Cow::Owned(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()),
+        DType::F16 => Cow::Owned(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()),
+        _ => Cow::Borrowed(bytemuck::cast_slice(values)),
+    }
+}
+
 /// A model on a backend.
 pub struct Engine<B: Backend> {
     backend: B,
@@ -128,7 +139,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// Failures of the backend.
     pub fn initialise(&mut self, seed: u64) -> Result<()> {
-        Self::draw(&self.backend, &mut self.arena, &self.model.weights.parameters, seed)?;
+        Self::draw(&self.backend, &mut self.arena, &self.model, &self.model.weights.parameters, seed)?;
         self.initialise_adapters(seed)
     }
 
@@ -137,13 +148,34 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// Failures of the backend.
     pub fn initialise_adapters(&mut self, seed: u64) -> Result<()> {
-        Self::draw(&self.backend, &mut self.arena, &self.model.weights.adapters, seed)
+        Self::draw(&self.backend, &mut self.arena, &self.model, &self.model.weights.adapters, seed)
     }
 
-    fn draw(backend: &B, arena: &mut B::Arena, parameters: &[Parameter], seed: u64) -> Result<()> {
+    fn draw(
+        backend: &B,
+        arena: &mut B::Arena,
+        model: &Model,
+        parameters: &[Parameter],
+        seed: u64,
+    ) -> Result<()> {
         for (index, parameter) in parameters.iter().enumerate() {
             let values = parameter.initial(seed, index);
-            backend.write(arena, parameter.tensor, bytemuck::cast_slice(&values))?;
+            Self::put(backend, arena, (parameter.tensor, parameter.copy), &values, model)?;
+        }
+        Ok(())
+    }
+
+    /// Writes floats into a tensor in its own type, and into its half copy.
+    fn put(
+        backend: &B,
+        arena: &mut B::Arena,
+        (tensor, copy): (Tensor, Option<Tensor>),
+        values: &[f32],
+        model: &Model,
+    ) -> Result<()> {
+        for tensor in [Some(tensor), copy].into_iter().flatten() {
+            let bytes = in_type(model.layout.info(tensor).dtype, values);
+            backend.write(arena, tensor, &bytes)?;
         }
         Ok(())
     }
@@ -156,7 +188,7 @@ impl<B: Backend> Engine<B> {
         &mut self,
         find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
     ) -> Result<(), E> {
-        Self::load_all(&self.backend, &mut self.arena, &self.model.weights.parameters, find)
+        Self::load_all(&self.backend, &mut self.arena, &self.model, &self.model.weights.parameters, find)
     }
 
     /// Loads what training changes: adapters and the matrices trained whole, or without adapters every weight.
@@ -168,12 +200,13 @@ impl<B: Backend> Engine<B> {
         find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
     ) -> Result<(), E> {
         let parameters: Vec<Parameter> = self.model.trained_parameters().cloned().collect();
-        Self::load_all(&self.backend, &mut self.arena, &parameters, find)
+        Self::load_all(&self.backend, &mut self.arena, &self.model, &parameters, find)
     }
 
     fn load_all<E: From<Error>>(
         backend: &B,
         arena: &mut B::Arena,
+        model: &Model,
         parameters: &[Parameter],
         mut find: impl FnMut(&str) -> Result<Option<(Vec<usize>, Vec<f32>)>, E>,
     ) -> Result<(), E> {
@@ -184,10 +217,43 @@ impl<B: Backend> Engine<B> {
                 let (name, expected) = (parameter.name.clone(), parameter.shape.clone());
                 return Err(Error::Shape { name, found, expected }.into());
             }
-            let bytes = bytemuck::cast_slice(&values);
-            backend.write(arena, parameter.tensor, bytes).map_err(Error::from)?;
+            Self::put(backend, arena, (parameter.tensor, parameter.copy), &values, model)?;
         }
         Ok(())
+    }
+
+    /// Writes the first elements of a float tensor, in its own type; of a parameter, its half copy too.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn write_floats(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
+        let weights = &self.model.weights;
+        let parameter = weights.parameters.iter().chain(&weights.adapters).find(|p| p.tensor == tensor);
+        let copy = parameter.and_then(|p| p.copy);
+        Self::put(&self.backend, &mut self.arena, (tensor, copy), values, &self.model)
+    }
+
+    /// Writes elements of a float tensor from number `first` on, in its own type.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn write_floats_at(&mut self, tensor: Tensor, first: usize, values: &[f32]) -> Result<()> {
+        let bytes = in_type(self.model.layout.info(tensor).dtype, values);
+        Ok(self.backend.write_at(&mut self.arena, tensor, first, &bytes)?)
+    }
+
+    /// Reads a whole float tensor, whatever its type.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn read_floats(&self, tensor: Tensor) -> Result<Vec<f32>> {
+        let bytes = self.backend.read(&self.arena, tensor).await?;
+        let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        Ok(match self.model.layout.info(tensor).dtype {
+            DType::Bf16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            DType::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            _ => bytemuck::allocation::pod_collect_to_vec(&bytes),
+        })
     }
 
     /// Writes the first elements of a tensor.

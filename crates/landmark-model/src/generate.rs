@@ -16,7 +16,7 @@ use crate::random::{Purpose, generator};
 use crate::reader::{PredictAt, Reader};
 use crate::record::Granularity;
 use crate::sample::{SampleError, Sampling};
-use landmark_core::Backend;
+use landmark_core::{Backend, DType};
 use rand_chacha::ChaCha8Rng;
 
 /// Window lengths are multiples of this.
@@ -66,7 +66,7 @@ impl Settings {
             CacheShape::Kv { .. } => (self.chunk, 1),
             CacheShape::Mem { block, .. } => (room_for(self.chunk, block), 1),
         };
-        Room { batch, tokens, logits, cache, training: None, lookups: self.lookups }
+        Room { batch, tokens, logits, cache, training: None, lookups: self.lookups, compute: DType::F32 }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::config::{ConfigError, Family, ModelConfig};
 use crate::lora::Lora;
-use crate::weights::{Parameter, Weights};
+use crate::weights::{Parameter, Types, Weights};
 use landmark_core::ops::{MemoryShape, Origin};
 use landmark_core::random::SEED_LEN;
 use landmark_core::{DType, Layout, Tensor};
@@ -67,6 +67,9 @@ pub struct Room {
     pub training: Option<Optimizer>,
     /// Which blocks were retrieved, and with what share, is kept beside the logits.
     pub lookups: bool,
+    /// Type of what is computed: activations, caches, and the matrices of the products. The residual stream, norms,
+    /// losses, gradients of weights and the masters of trained weights are in f32 whatever this is.
+    pub compute: DType,
 }
 
 impl Room {
@@ -191,6 +194,8 @@ pub struct Lookup {
 pub struct Trained {
     /// The parameter.
     pub param: Tensor,
+    /// The same in the type of the products, if that is another.
+    pub copy: Option<Tensor>,
     /// Whether weight decay applies to it.
     pub decay: bool,
     /// Its gradient, added to by every micro-batch and cleared by the optimiser.
@@ -232,7 +237,8 @@ impl Model {
     /// Lays a model out, with adapters if `lora` is given.
     pub fn with_adapters(config: ModelConfig, room: Room, lora: Option<Lora>) -> Model {
         let mut layout = Layout::new();
-        let weights = Weights::lay_out(&config, lora, &mut layout);
+        let types = Types { compute: room.compute, trains: room.training.is_some() };
+        let weights = Weights::lay_out(&config, lora, types, &mut layout);
         let inputs = inputs(&config, &room, &mut layout);
         let caches = (0..config.layers).filter_map(|i| cache(&config, &room, i, &mut layout)).collect();
         let lookups = (0..config.layers).filter_map(|i| lookup(&config, &room, i, &mut layout)).collect();
@@ -251,15 +257,17 @@ impl Model {
         let is_trained = move |parameter: &&Parameter| {
             self.lora.is_none_or(|lora| {
                 (lora.whole.embedding && parameter.tensor == weights.table)
-                    || (lora.whole.head && parameter.tensor == weights.head)
+                    || (lora.whole.head && parameter.operand() == weights.head)
             })
         };
         weights.adapters.iter().chain(weights.parameters.iter().filter(is_trained))
     }
 
-    /// Each trained parameter with its gradient.
+    /// Each trained parameter with its gradient; where there is a half copy, that too, with the same gradient.
     pub fn gradients(&self) -> Vec<(Tensor, Tensor)> {
-        self.trained.iter().map(|t| (t.param, t.grad)).collect()
+        let masters = self.trained.iter().map(|t| (t.param, t.grad));
+        let copies = self.trained.iter().filter_map(|t| Some((t.copy?, t.grad)));
+        masters.chain(copies).collect()
     }
 
     /// Extents of the memory of `batch` rows, if the model has one.
@@ -317,7 +325,7 @@ fn cache(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) -
         CacheShape::None => None,
         CacheShape::Kv { positions } => {
             let shape = [room.batch, positions, config.kv_heads * config.head_dim];
-            let mut add = |name: &str| layout.add(named(name), DType::F32, shape);
+            let mut add = |name: &str| layout.add(named(name), room.compute, shape);
             Some(LayerCache::Kv { keys: add("keys"), values: add("values") })
         }
         CacheShape::Mem { blocks, block, .. } => {
@@ -325,9 +333,9 @@ fn cache(config: &ModelConfig, room: &Room, index: usize, layout: &mut Layout) -
             let landmarks = [room.batch, config.kv_heads, blocks + 1, config.head_dim];
             // A page is one block of one key head, see `MemoryShape::page`.
             let mut add =
-                |name: &str| layout.add_paged(named(name), DType::F32, ring, block * config.head_dim);
+                |name: &str| layout.add_paged(named(name), room.compute, ring, block * config.head_dim);
             let (keys, values) = (add("keys"), add("values"));
-            let landmarks = layout.add(named("landmarks"), DType::F32, landmarks);
+            let landmarks = layout.add(named("landmarks"), room.compute, landmarks);
             Some(LayerCache::Mem { keys, values, landmarks })
         }
     }
@@ -362,5 +370,5 @@ fn trained(parameter: &Parameter, optimizer: Optimizer, layout: &mut Layout) -> 
         }
         Optimizer::Adafactor => vec![state("variance", shape)],
     };
-    Trained { param: parameter.tensor, decay: parameter.decay, grad, state }
+    Trained { param: parameter.tensor, copy: parameter.copy, decay: parameter.decay, grad, state }
 }

@@ -178,9 +178,14 @@ impl Step<'_> {
         self.pass.tokens + self.extra
     }
 
-    /// A float tensor with a row for each position, `(B, T (+ 1), cols)`.
+    /// An activation with a row for each position, `(B, T (+ 1), cols)`.
     fn rowwise(&mut self, name: String, cols: usize) -> Tensor {
-        self.r.scratch(name, DType::F32, [self.pass.batch, self.rows(), cols])
+        self.r.scratch(name, self.model.room.compute, [self.pass.batch, self.rows(), cols])
+    }
+
+    /// The residual stream at some place: in f32, since a sum over all blocks is what half types round away.
+    fn stream(&mut self, name: String) -> Tensor {
+        self.r.scratch(name, DType::F32, [self.pass.batch, self.rows(), self.config.width])
     }
 
     fn next_salt(&mut self) -> u32 {
@@ -232,7 +237,7 @@ impl Step<'_> {
 
     /// Adds `delta` to the residual stream; returns the stream and its norm.
     fn add_norm(&mut self, x: Tensor, delta: Tensor, norm: NormWeights, name: String) -> (Tensor, Tensor) {
-        let sum = self.rowwise(format!("{name}.stream"), self.config.width);
+        let sum = self.stream(format!("{name}.stream"));
         let out = self.rowwise(name, self.config.width);
         let kind = self.config.norm.kind();
         self.r.push(AddNorm { kind, x, delta, weight: norm.weight, bias: norm.bias, sum, out });
@@ -281,7 +286,7 @@ impl Step<'_> {
             return y;
         }
         let (batch, tokens, width) = (self.pass.batch, self.pass.tokens, self.config.width);
-        let cut = self.r.scratch("final.tokens", DType::F32, [batch, tokens, width]);
+        let cut = self.r.scratch("final.tokens", self.model.room.compute, [batch, tokens, width]);
         self.copy(Cols::all(y, width), self.extra, cut, 0, tokens);
         cut
     }
@@ -301,7 +306,7 @@ impl Step<'_> {
         let ids = self.r.view(self.model.inputs.miss_tokens, [batch]);
         let miss = self.r.scratch("miss", DType::F32, [batch, 1, width]);
         self.r.push(Embed { tokens: ids, table, out: miss });
-        let joined = self.rowwise("embedded.all".into(), width);
+        let joined = self.stream("embedded.all".into());
         self.copy(Cols::all(miss, width), 0, joined, 0, 1);
         self.copy(Cols::all(x, width), 0, joined, 1, tokens);
         joined
@@ -436,10 +441,10 @@ impl Step<'_> {
     fn join_cache(&mut self, i: usize, k: (Cols, Tensor), v: (Cols, Tensor)) -> (Cols, Cols) {
         let mut join = |name: &str, (chunk, cache): (Cols, Tensor)| {
             let (batch, width, extra, tokens) = (self.pass.batch, chunk.width, self.extra, self.pass.tokens);
-            let kept = self.r.shape(cache).dims()[1];
+            let (kept, dtype) = (self.r.shape(cache).dims()[1], self.model.room.compute);
             let cache = self.r.view(cache, [batch, kept, width]);
             let all =
-                self.r.scratch(format!("h{i}.{name}.all"), DType::F32, [batch, extra + kept + tokens, width]);
+                self.r.scratch(format!("h{i}.{name}.all"), dtype, [batch, extra + kept + tokens, width]);
             if extra > 0 {
                 self.copy(chunk, 0, all, 0, extra);
             }
@@ -542,7 +547,7 @@ impl Step<'_> {
             Want::Logits { rows } => {
                 let room = "logits of a model that was laid out for them";
                 let wanted = self.r.view(inputs.wanted.expect(room), [batch * rows]);
-                let last = self.r.scratch("final.wanted", DType::F32, [batch, rows, width]);
+                let last = self.r.scratch("final.wanted", self.model.room.compute, [batch, rows, width]);
                 // Rows of the hidden states by number are looked up as tokens are.
                 self.r.push(Embed { tokens: wanted, table: x, out: last });
                 let logits = inputs.logits.expect(room);
@@ -554,7 +559,7 @@ impl Step<'_> {
             }
             Want::Gradients { scale, recompute, .. } => {
                 let shape = self.r.shape(x).clone();
-                let dx = self.r.scratch("d.final", DType::F32, shape);
+                let dx = self.r.scratch("d.final", self.model.room.compute, shape);
                 let parameters = self.model.gradients();
                 assert!(!parameters.is_empty(), "gradients of a model that was laid out for training");
                 let dweight = parameters.iter().find(|p| p.0 == weights.head).map(|p| Out::add(p.1));
@@ -611,12 +616,13 @@ pub fn update(model: &Model, update: &Update) -> Program {
     let optimizer = model.room.training.expect("an update of a model that was laid out for training");
     let hyper = inputs.hyper;
     for t in &model.trained {
-        let (param, grad) = (t.param, t.grad);
+        let (param, copy, grad) = (t.param, t.copy, t.grad);
         let weight_decay = if t.decay { update.weight_decay } else { 0.0 };
         let state = |i: usize| t.state[i].1;
         match optimizer {
             Optimizer::AdamW { beta1, beta2, eps } => r.push(AdamW {
                 param,
+                copy,
                 grad,
                 m: state(0),
                 v: state(1),
@@ -628,11 +634,11 @@ pub fn update(model: &Model, update: &Update) -> Program {
                 weight_decay,
             }),
             Optimizer::Sgd { momentum } => {
-                r.push(Sgd { param, grad, buffer: state(0), hyper, scale, momentum, weight_decay });
+                r.push(Sgd { param, copy, grad, buffer: state(0), hyper, scale, momentum, weight_decay });
             }
             Optimizer::Adafactor => {
                 let columns = t.state.get(1).map(|s| s.1);
-                r.push(Adafactor { param, grad, rows: state(0), columns, hyper, scale, weight_decay });
+                r.push(Adafactor { param, copy, grad, rows: state(0), columns, hyper, scale, weight_decay });
             }
         }
     }

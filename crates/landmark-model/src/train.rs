@@ -12,7 +12,7 @@ use crate::reader::{Reader, Training};
 use crate::record::{Granularity, Regularisation, Update};
 use crate::schedule::Schedule;
 use crate::tokens::Tokens;
-use landmark_core::{Backend, Tensor};
+use landmark_core::{Backend, DType, Tensor};
 use rand::{Rng, RngExt};
 
 /// How a model is trained.
@@ -54,7 +54,15 @@ impl TrainSettings {
     /// Room that an engine needs for this.
     pub fn room(&self) -> Room {
         let (batch, tokens) = (self.batch, self.length);
-        Room { batch, tokens, logits: 0, cache: self.cache, training: Some(self.optimizer), lookups: false }
+        Room {
+            batch,
+            tokens,
+            logits: 0,
+            cache: self.cache,
+            training: Some(self.optimizer),
+            lookups: false,
+            compute: DType::F32,
+        }
     }
 
     /// Tokens that one step reads.
@@ -235,7 +243,7 @@ impl<B: Backend> Trainer<B> {
             if found != expected {
                 return Err(Error::Shape { name, found, expected }.into());
             }
-            self.engine.write(tensor, &values)?;
+            self.engine.write_floats(tensor, &values)?;
         }
         self.done = done;
         Ok(())

@@ -18,8 +18,10 @@ pub struct Parameter {
     pub decay: bool,
     /// First value.
     pub init: Init,
-    /// Its place in the layout.
+    /// Its place in the layout. In f32 if it is trained or no matrix, else in the type that the model computes in.
     pub tensor: Tensor,
+    /// The same matrix in the type that the model computes in, where `tensor` is a master in f32 beside it.
+    pub copy: Option<Tensor>,
 }
 
 /// How a parameter starts.
@@ -127,7 +129,7 @@ pub struct Weights {
     pub parameters: Vec<Parameter>,
     /// The tensors of its adapters: `A` and `B` of each adapted layer.
     pub adapters: Vec<Parameter>,
-    /// Embedding `(V, C)`.
+    /// Embedding `(V, C)`, as it is looked up.
     pub table: Tensor,
     /// Embedding of the context-miss token `(1, C)`.
     pub miss: Option<Tensor>,
@@ -135,13 +137,28 @@ pub struct Weights {
     pub blocks: Vec<BlockWeights>,
     /// Norm before the output.
     pub final_norm: NormWeights,
-    /// Output matrix `(V, C)`; the embedding where they are tied.
+    /// Output matrix `(V, C)`, as it is multiplied with; the embedding where they are tied.
     pub head: Tensor,
+}
+
+/// Element types of the weights of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Types {
+    /// What products read.
+    pub compute: DType,
+    /// Whether weights are trained, and so need a master in f32.
+    pub trains: bool,
+}
+
+impl Types {
+    /// Everything in f32.
+    pub const F32: Types = Types { compute: DType::F32, trains: false };
 }
 
 /// Collects parameters while the model is laid out.
 struct Builder<'a> {
     layout: &'a mut Layout,
+    types: Types,
     biases: Biases,
     lora: Option<Lora>,
     parameters: Vec<Parameter>,
@@ -149,16 +166,40 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn place(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Parameter {
-        let tensor = self.layout.add(name.clone(), DType::F32, shape);
-        Parameter { name, shape: shape.to_vec(), decay, init, tensor }
+    fn place(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        decay: bool,
+        init: Init,
+        is_trained: bool,
+    ) -> Parameter {
+        let Types { compute, trains } = self.types;
+        let is_half = shape.len() > 1 && compute != DType::F32;
+        let has_master = is_half && trains && is_trained;
+        let dtype = if is_half && !has_master { compute } else { DType::F32 };
+        let tensor = self.layout.add(name.clone(), dtype, shape);
+        let copy = has_master.then(|| self.layout.add(format!("{name}.{}", compute.name()), compute, shape));
+        Parameter { name, shape: shape.to_vec(), decay, init, tensor, copy }
     }
 
+    /// A parameter of the model itself: trained unless there are adapters.
     fn add(&mut self, name: String, shape: &[usize], decay: bool, init: Init) -> Tensor {
-        let parameter = self.place(name, shape, decay, init);
-        let tensor = parameter.tensor;
-        self.parameters.push(parameter);
-        tensor
+        let is_trained = self.lora.is_none();
+        self.add_as(name, shape, decay, init, is_trained).operand()
+    }
+
+    fn add_as(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        decay: bool,
+        init: Init,
+        is_trained: bool,
+    ) -> Parameter {
+        let parameter = self.place(name, shape, decay, init, is_trained);
+        self.parameters.push(parameter.clone());
+        parameter
     }
 
     fn linear(&mut self, name: String, [out, inner]: [usize; 2], bias: bool, std: f32) -> Linear {
@@ -172,9 +213,10 @@ impl Builder<'_> {
     /// `A` starts as PEFT's does (uniform, of variance 1 / 3in), `B` at zero: so the model starts as it was.
     fn adapter(&mut self, lora: &Lora, name: &str, out: usize, inner: usize) -> Adapter {
         let uniform = Init::Uniform((inner as f32).sqrt().recip());
-        let a = self.place(format!("{name}.lora_A.weight"), &[lora.rank, inner], true, uniform);
-        let b = self.place(format!("{name}.lora_B.weight"), &[out, lora.rank], true, Init::Zeros);
-        let adapter = Adapter { a: a.tensor, b: b.tensor, scale: lora.scale(), dropout: lora.dropout };
+        let a = self.place(format!("{name}.lora_A.weight"), &[lora.rank, inner], true, uniform, true);
+        let b = self.place(format!("{name}.lora_B.weight"), &[out, lora.rank], true, Init::Zeros, true);
+        let (scale, dropout) = (lora.scale(), lora.dropout);
+        let adapter = Adapter { a: a.operand(), b: b.operand(), scale, dropout };
         self.adapters.extend([a, b]);
         adapter
     }
@@ -191,25 +233,31 @@ const STD: f32 = 0.02;
 
 impl Weights {
     /// Adds the weights of `config` to a layout, and those of its adapters.
-    pub fn lay_out(config: &ModelConfig, lora: Option<Lora>, layout: &mut Layout) -> Weights {
+    pub fn lay_out(config: &ModelConfig, lora: Option<Lora>, types: Types, layout: &mut Layout) -> Weights {
         let (parameters, adapters) = (Vec::new(), Vec::new());
-        let mut b = Builder { layout, biases: config.biases, lora, parameters, adapters };
+        let mut b = Builder { layout, types, biases: config.biases, lora, parameters, adapters };
         let (embedding, final_norm) = match config.family {
             Family::Gpt => ("transformer.wte.weight", "transformer.ln_f"),
             Family::Llama => ("model.embed_tokens.weight", "model.norm"),
         };
         let matrix = [config.vocab_size, config.width];
-        let table = b.add(embedding.into(), &matrix, config.family == Family::Llama, Init::Normal(STD));
+        let is_llama = config.family == Family::Llama;
+        let is_trained = lora.is_none_or(|lora| lora.whole.embedding);
+        let table = b.add_as(embedding.into(), &matrix, is_llama, Init::Normal(STD), is_trained);
         let blocks = (0..config.layers).map(|i| block(config, &mut b, i)).collect();
         let final_norm = b.norm(final_norm.into(), config.width);
         let miss = (config.attention == Attention::LandmarkWithMiss).then(|| {
-            b.add("rem_token_embedding.weight".into(), &[1, config.width], false, Init::Normal(STD))
+            let name = "rem_token_embedding.weight".into();
+            b.add_as(name, &[1, config.width], false, Init::Normal(STD), lora.is_none()).tensor
         });
         let head = if config.tied {
-            table
+            table.operand()
         } else {
-            b.add("lm_head.weight".into(), &matrix, true, Init::Normal(STD))
+            let is_trained = lora.is_none_or(|lora| lora.whole.head);
+            b.add_as("lm_head.weight".into(), &matrix, true, Init::Normal(STD), is_trained).operand()
         };
+        // Looked up, not multiplied: the master will do, and the residual stream starts from it.
+        let table = table.tensor;
         let Builder { parameters, adapters, .. } = b;
         Weights { parameters, adapters, table, miss, blocks, final_norm, head }
     }
@@ -266,6 +314,11 @@ fn block(config: &ModelConfig, b: &mut Builder<'_>, index: usize) -> BlockWeight
 }
 
 impl Parameter {
+    /// The tensor that products read.
+    pub fn operand(&self) -> Tensor {
+        self.copy.unwrap_or(self.tensor)
+    }
+
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.shape.iter().product()

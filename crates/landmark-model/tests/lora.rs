@@ -1,6 +1,6 @@
 //! Adapters: their gradients against differences, kept apart against merged, and what is left out of training.
 
-use landmark_core::{Cpu, Paging};
+use landmark_core::{Cpu, DType, Paging};
 use landmark_model::config::{Attention, Biases, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
 use landmark_model::engine::{Engine, Error};
 use landmark_model::lora::{Lora, LoraError, TARGETS, Targets, Whole, merge};
@@ -33,7 +33,15 @@ fn lora(targets: Targets) -> Lora {
 
 fn engine(lora: Option<Lora>, training: bool) -> Engine<Cpu<f64>> {
     let training = training.then_some(Optimizer::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
-    let room = Room { batch: 1, tokens: 14, logits: 14, cache: CacheShape::None, training, lookups: false };
+    let room = Room {
+        batch: 1,
+        tokens: 14,
+        logits: 14,
+        cache: CacheShape::None,
+        training,
+        lookups: false,
+        compute: DType::F32,
+    };
     let mut engine = Engine::with(Cpu::<f64>::new(), llama(), room, lora, Paging::default()).unwrap();
     engine.initialise(5).unwrap();
     let adapters = engine.model().weights.adapters.clone();
@@ -173,8 +181,15 @@ fn the_base_is_frozen() {
 #[test]
 fn impossible_adapters_are_refused() {
     let refused = |lora: Lora, config: ModelConfig| {
-        let room =
-            Room { batch: 1, tokens: 4, logits: 0, cache: CacheShape::None, training: None, lookups: false };
+        let room = Room {
+            batch: 1,
+            tokens: 4,
+            logits: 0,
+            cache: CacheShape::None,
+            training: None,
+            lookups: false,
+            compute: DType::F32,
+        };
         match Engine::with(Cpu::<f32>::new(), config, room, Some(lora), Paging::default()) {
             Err(Error::Lora(error)) => error,
             Err(other) => panic!("{other}"),

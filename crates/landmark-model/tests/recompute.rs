@@ -1,7 +1,7 @@
 //! Activation checkpointing changes the memory of a training step, and nothing else.
 
 use landmark_core::plan::Plan;
-use landmark_core::{Cpu, Paging};
+use landmark_core::{Cpu, DType, Paging};
 use landmark_model::config::{Attention, Biases, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
 use landmark_model::engine::Engine;
 use landmark_model::lora::{Lora, Targets, Whole};
@@ -37,7 +37,15 @@ fn llama(layers: usize) -> ModelConfig {
 
 fn room() -> Room {
     let training = Some(Optimizer::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
-    Room { batch: BATCH, tokens: TOKENS, logits: 0, cache: CacheShape::None, training, lookups: false }
+    Room {
+        batch: BATCH,
+        tokens: TOKENS,
+        logits: 0,
+        cache: CacheShape::None,
+        training,
+        lookups: false,
+        compute: DType::F32,
+    }
 }
 
 fn lora(whole: Whole) -> Lora {

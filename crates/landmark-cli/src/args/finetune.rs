@@ -163,6 +163,12 @@ pub struct FinetuneArgs {
     /// Where to compute.
     #[command(flatten)]
     pub device: DeviceArg,
+    /// bfloat16 products on a GPU; weights stay in float32. The CPU computes in float32.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = python_bool, help_heading = "Output and machine")]
+    pub bf16: Option<bool>,
+    /// float16 products on a GPU, likewise.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = python_bool, help_heading = "Output and machine")]
+    pub fp16: Option<bool>,
     /// Flags of every command.
     #[command(flatten)]
     pub common: Common,
@@ -172,12 +178,6 @@ pub struct FinetuneArgs {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Accepted, without effect on a single device")]
 pub struct Unused {
-    /// bfloat16 products; the CPU computes in float32.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = python_bool)]
-    pub bf16: Option<bool>,
-    /// float16 products; the CPU computes in float32.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = python_bool)]
-    pub fp16: Option<bool>,
     /// TensorFloat-32 products.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = python_bool)]
     pub tf32: Option<bool>,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-use super::values::{LmCache, Selection};
+use super::values::{Dtype, LmCache, Selection};
 use crate::error::{Error, Result};
 
 /// Which model.
@@ -22,6 +22,9 @@ pub struct ModelArgs {
     /// A tokenizer.json [default: the model's own; GPT-2's BPE for a GPT].
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// The type that a GPU computes in [default: torch.bfloat16]; a CPU computes in float32.
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Output and machine")]
+    pub dtype: Option<Dtype>,
 }
 
 impl ModelArgs {

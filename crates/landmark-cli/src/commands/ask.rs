@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use landmark_core::{Backend, Cpu};
-use landmark_formats::pages::{MemoryFile, MemoryInfo, MemoryWriter};
+use landmark_core::{Backend, DType};
+use landmark_formats::pages::{MemoryFile, MemoryInfo, MemoryWriter, PageType};
 use landmark_model::engine::Engine;
 use landmark_model::generate::Generator;
 use landmark_model::memory_reader::MemoryReader;
@@ -22,7 +22,7 @@ use crate::answer::{self, Continuation, Times};
 use crate::args::ask::{AskArgs, IndexArgs};
 use crate::args::memory::ModelArgs;
 use crate::args::values::Selection;
-use crate::device::Device;
+use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Opened};
@@ -57,11 +57,9 @@ pub fn index(args: &IndexArgs, report: &Report) -> Result<()> {
         _ => Prompt::File(args.text.clone()),
     };
     let text = prompt.text()?.unwrap_or_default();
-    let opened = Opened::open(&args.model)?;
+    let opened = Opened::open(&args.model, device)?;
     let tokens = opened.encode(&text)?;
-    match device {
-        Device::Cpu => index_on(Cpu::<f32>::new(), args, &opened, &tokens, report),
-    }
+    on_device!(device, |backend| index_on(backend, args, &opened, &tokens, report))
 }
 
 fn index_on<B: Backend>(
@@ -107,6 +105,7 @@ fn index_on<B: Backend>(
         chunk,
         top_k,
         retrieval: Selection::from(memory.selection).name(),
+        dtype: page_type(opened.compute),
     };
     save(&engine, &info, tokens, &args.output, report)?;
     let bytes = std::fs::metadata(&args.output).map_err(|error| Error::io(&args.output, error))?.len();
@@ -127,6 +126,15 @@ fn index_on<B: Backend>(
     })
 }
 
+/// Pages are saved as they lie in the memory.
+fn page_type(compute: DType) -> PageType {
+    match compute {
+        DType::Bf16 => PageType::Bf16,
+        DType::F16 => PageType::F16,
+        _ => PageType::F32,
+    }
+}
+
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
@@ -140,7 +148,7 @@ fn save<B: Backend>(
     report: &Report,
 ) -> Result<()> {
     let mut writer = MemoryWriter::create(path, info.clone())?;
-    let page = info.page_bytes() / 4;
+    let page = info.block * info.head_dim;
     let mut landmarks = Vec::with_capacity(info.layers);
     let total = (2 * info.layers * info.pages()) as u64;
     let (progress, mut done) = (report.progress("saving", total, "pages"), 0);
@@ -155,7 +163,7 @@ fn save<B: Backend>(
             }
         }
         // The ring has more slots than blocks were filled.
-        let all = block_on(engine.read::<f32>(of))?;
+        let all = block_on(engine.read_floats(of))?;
         let of_head = |keys: &[f32]| keys[..info.blocks() * info.head_dim].to_vec();
         landmarks.push(all.chunks_exact(all.len() / info.kv_heads).flat_map(of_head).collect());
     }
@@ -169,7 +177,7 @@ fn load<B: Backend>(engine: &mut Engine<B>, saved: &[Vec<f32>], info: &MemoryInf
         let LayerCache::Mem { landmarks, .. } = *cache else { continue };
         let slots = engine.model().layout.info(landmarks).shape.dims()[2];
         for (head, keys) in keys.chunks_exact((info.blocks() * info.head_dim).max(1)).enumerate() {
-            engine.write_at(landmarks, head * slots * info.head_dim, keys)?;
+            engine.write_floats_at(landmarks, head * slots * info.head_dim, keys)?;
         }
     }
     Ok(())
@@ -199,7 +207,7 @@ pub fn ask(args: &AskArgs, report: &Report) -> Result<()> {
         model: args.model.model.clone().or_else(|| Some(saved.info().model_path.clone().into())),
         ..args.model.clone()
     };
-    let opened = Opened::open(&model)?;
+    let opened = Opened::open(&model, device)?;
     if opened.fingerprint()? != saved.info().model {
         return Err(Error::Input {
             path: args.saved.clone(),
@@ -208,9 +216,7 @@ pub fn ask(args: &AskArgs, report: &Report) -> Result<()> {
                 .to_owned(),
         });
     }
-    match device {
-        Device::Cpu => ask_on(Cpu::<f32>::new(), args, &opened, saved, sampling, report),
-    }
+    on_device!(device, |backend| ask_on(backend, args, &opened, saved, sampling, report))
 }
 
 fn ask_on<B: Backend>(

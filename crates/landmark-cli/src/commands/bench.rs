@@ -5,9 +5,10 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use landmark_core::{Backend, Cpu};
+use landmark_core::Backend;
 use landmark_model::batch::Windows;
 use landmark_model::engine::Engine;
+use landmark_model::model::Room;
 use landmark_model::random::{Purpose, generator};
 use landmark_model::reader::Reader;
 use landmark_model::record::{self, Context, Granularity, Pass, Placement, Update, Want};
@@ -19,7 +20,7 @@ use rand::RngExt;
 use serde::Serialize;
 
 use crate::args::bench::{BenchArgs, What};
-use crate::device::Device;
+use crate::device::{Device, on_device};
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::report::{Report, scaled};
@@ -81,16 +82,21 @@ struct Outcome {
 /// If the flags cannot be followed.
 pub fn run(args: &BenchArgs, report: &Report) -> Result<()> {
     let run = settings(args)?;
-    match run.device.select()? {
-        Device::Cpu => run_on(Cpu::<f32>::new(), args, &run, report),
-    }
+    let device = run.device.select()?;
+    on_device!(device, |backend| run_on(backend, args, &run, device, report))
 }
 
-fn run_on<B: Backend>(backend: B, args: &BenchArgs, run: &RunArgs, report: &Report) -> Result<()> {
+fn run_on<B: Backend>(
+    backend: B,
+    args: &BenchArgs,
+    run: &RunArgs,
+    device: Device,
+    report: &Report,
+) -> Result<()> {
     let windows = windows(run)?;
     let mut training = model::training(run, Schedule::Constant { rate: 1e-4 });
     training.micro_batches = 1;
-    let mut room = training.room();
+    let mut room = Room { compute: device.compute(run.dtype), ..training.room() };
     if args.what == What::Forward {
         room.training = None;
     }

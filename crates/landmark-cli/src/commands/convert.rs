@@ -15,7 +15,7 @@ use landmark_formats::safetensors::{TensorSource, write_safetensors};
 use landmark_formats::tensor::{DType, TensorRef, float_bytes};
 use landmark_model::config::{Family, ModelConfig};
 use landmark_model::huggingface::{self, Fields};
-use landmark_model::weights::{Parameter, Weights};
+use landmark_model::weights::{Parameter, Types, Weights};
 use serde::Serialize;
 use serde_json::json;
 
@@ -67,7 +67,7 @@ pub fn run(args: &ConvertArgs, report: &Report) -> Result<()> {
         _ => None,
     };
     let config = merge.as_ref().map_or(&config, Merge::config);
-    let parameters = Weights::lay_out(config, None, &mut Layout::new()).parameters;
+    let parameters = Weights::lay_out(config, None, Types::F32, &mut Layout::new()).parameters;
     let merged = match &merge {
         Some(merge) => merge.check(&checkpoint, &parameters)?,
         None => checkpoint.check(config, &parameters).map(|()| 0)?,

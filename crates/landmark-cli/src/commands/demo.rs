@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use landmark_core::Cpu;
+use landmark_core::Backend;
 use landmark_data::{Corpus, PrepareOptions, Tokenizer, generate_demo_corpus, learn_vocabulary};
 use landmark_formats::atomic::write_atomic;
 use landmark_model::batch::{EvalRows, NO_LOSS};
@@ -24,6 +24,7 @@ use super::train::{Start, TrainSettings};
 use crate::args::demo::DemoArgs;
 use crate::args::values::{Model, PositionalEncoder, Scheduler};
 use crate::checkpoint::{AttentionBias, Checkpoint};
+use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::report::{Report, scaled};
 use crate::settings::{RunArgs, experiment, model, summary};
@@ -86,8 +87,11 @@ pub fn run(args: &DemoArgs, report: &Report) -> Result<()> {
     if finished {
         report.log(format!("already trained: {} (remove it to train again)", settings.folder.display()));
     }
-    let speed =
-        if finished { 0.0 } else { training::run(Cpu::<f32>::new(), &settings, report)?.tokens_per_second };
+    let speed = if finished {
+        0.0
+    } else {
+        on_device!(settings.device, |backend| training::run(backend, &settings, report))?.tokens_per_second
+    };
     let checkpoint = settings.folder.join(training::FINAL);
     let evaluation = evaluate(&settings, &checkpoint, report)?;
     let outcome = Outcome {
@@ -198,11 +202,25 @@ fn evaluate(settings: &TrainSettings, checkpoint: &Path, report: &Report) -> Res
     Ok(lines)
 }
 
+/// A way of reading: tokens of a row and of a chunk, whether landmarks are part of the rows, and the cache.
+type Reading = (usize, usize, bool, CacheShape);
+
 /// Reads the validation stream in rows; without a memory, landmarks are part of the rows.
 fn read(
     settings: &TrainSettings,
     checkpoint: &Path,
-    (tokens, chunk, laden, cache): (usize, usize, bool, CacheShape),
+    reading: Reading,
+    what: &str,
+    report: &Report,
+) -> Result<Averages> {
+    on_device!(settings.device, |backend| read_on(backend, settings, checkpoint, reading, what, report))
+}
+
+fn read_on<B: Backend>(
+    backend: B,
+    settings: &TrainSettings,
+    checkpoint: &Path,
+    (tokens, chunk, laden, cache): Reading,
     what: &str,
     report: &Report,
 ) -> Result<Averages> {
@@ -221,8 +239,9 @@ fn read(
         cache,
         training: None,
         lookups: false,
+        compute: settings.device.compute(run.dtype),
     };
-    let mut engine = Engine::new(Cpu::<f32>::new(), model::config(run)?, room)?;
+    let mut engine = Engine::new(backend, model::config(run)?, room)?;
     Checkpoint::open(checkpoint)?.load(&mut engine, AttentionBias::Keep)?;
     let reading = EvalSettings { chunk, selection: Granularity::PerTokenAndHead, miss_cutoff: None };
     let mut averages = Averages::default();

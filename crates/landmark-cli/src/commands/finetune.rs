@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use landmark_core::Cpu;
 use landmark_model::lora::{Lora, Targets, WHOLE, Whole};
 use landmark_model::rows::Placing;
 use landmark_model::schedule::Schedule;
 use serde_json::{Value, json};
 
 use crate::args::finetune::{FinetuneArgs, LrScheduler, Strategy};
+use crate::args::values::Dtype;
+use crate::device::{Device, on_device};
 use crate::error::{Error, Result};
 use crate::finetuning;
 use crate::report::Report;
@@ -98,6 +99,10 @@ pub struct FinetuneSettings {
     pub log_every: u64,
     /// Where to begin.
     pub start: Start,
+    /// Where to compute.
+    pub device: Device,
+    /// What a GPU computes in.
+    pub dtype: Dtype,
     /// What the user should know before the run begins.
     pub remarks: Vec<String>,
 }
@@ -154,7 +159,8 @@ impl FinetuneSettings {
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn settings(args: &FinetuneArgs) -> Result<FinetuneSettings> {
-    args.device.device.select()?;
+    let device = args.device.device.select()?;
+    let dtype = dtype(args)?;
     check(args)?;
     let start = match args.resume_from_checkpoint.as_deref() {
         _ if args.overwrite_output_dir => Start::Anew,
@@ -162,6 +168,8 @@ pub fn settings(args: &FinetuneArgs) -> Result<FinetuneSettings> {
         Some(path) => Start::At(path.into()),
     };
     Ok(FinetuneSettings {
+        device,
+        dtype,
         model: args.model_name_or_path.clone(),
         files: args.train_file.clone(),
         folder: args.output_dir.clone(),
@@ -190,7 +198,7 @@ pub fn settings(args: &FinetuneArgs) -> Result<FinetuneSettings> {
         keep: args.save_total_limit.map(std::num::NonZeroUsize::get),
         log_every: args.logging_steps.get(),
         start,
-        remarks: remarks(args),
+        remarks: remarks(args, device),
     })
 }
 
@@ -265,7 +273,17 @@ fn lora(args: &FinetuneArgs) -> Result<Option<LoraSettings>> {
     Ok(Some(LoraSettings { lora, whole }))
 }
 
-fn remarks(args: &FinetuneArgs) -> Vec<String> {
+/// As Hugging Face's trainer has it: float32 unless told otherwise.
+fn dtype(args: &FinetuneArgs) -> Result<Dtype> {
+    match (args.bf16 == Some(true), args.fp16 == Some(true)) {
+        (true, true) => Err(Error::flag("--bf16", "--fp16 is given too", "give one of the two")),
+        (true, false) => Ok(Dtype::Bfloat16),
+        (false, true) => Ok(Dtype::Float16),
+        (false, false) => Ok(Dtype::Float32),
+    }
+}
+
+fn remarks(args: &FinetuneArgs, device: Device) -> Vec<String> {
     let unused = &args.unused;
     let mut remarks = Vec::new();
     let mut say = |applies: bool, text: &str| {
@@ -274,7 +292,7 @@ fn remarks(args: &FinetuneArgs) -> Vec<String> {
         }
     };
     say(
-        unused.bf16 == Some(true) || unused.fp16 == Some(true),
+        device == Device::Cpu && (args.bf16 == Some(true) || args.fp16 == Some(true)),
         "--bf16, --fp16: the CPU computes in float32, and weights are saved in float32",
     );
     say(unused.tf32 == Some(true), "--tf32: means nothing on a CPU");
@@ -305,7 +323,7 @@ pub fn run(args: &FinetuneArgs, report: &Report) -> Result<()> {
     for remark in &settings.remarks {
         report.log(remark);
     }
-    let outcome = finetuning::run(Cpu::<f32>::new(), &settings, report)?;
+    let outcome = on_device!(settings.device, |backend| finetuning::run(backend, &settings, report))?;
     report.json(&outcome)?;
     report.print(format!(
         "loss {:.4} after {} steps ({:.2} epochs)\nwritten to {}",

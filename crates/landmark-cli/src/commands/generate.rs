@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use landmark_core::{Backend, Cpu};
+use landmark_core::Backend;
 use landmark_model::config::Attention;
 use landmark_model::generate::Generator;
 use landmark_model::model::CacheShape;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{self, Continuation, Times};
 use crate::args::generate::{AnswerArgs, GenerateArgs};
-use crate::device::Device;
+use crate::device::{Device, on_device};
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Opened};
@@ -185,11 +185,9 @@ struct Speed {
 /// If the flags cannot be followed, the checkpoint cannot be read, or a token cannot be chosen.
 pub fn run(args: &GenerateArgs, report: &Report) -> Result<()> {
     let settings = settings(args)?;
-    let opened = Opened::open(&args.model)?;
+    let opened = Opened::open(&args.model, settings.device)?;
     let prompts = prompts(&settings.prompt, &opened)?;
-    match settings.device {
-        Device::Cpu => run_on(Cpu::<f32>::new(), args, &settings, &opened, &prompts, report),
-    }
+    on_device!(settings.device, |backend| run_on(backend, args, &settings, &opened, &prompts, report))
 }
 
 fn run_on<B: Backend>(

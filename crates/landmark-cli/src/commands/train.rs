@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use landmark_core::Cpu;
 use landmark_model::schedule::{Anneal, Schedule};
 
 use crate::args::train::TrainArgs;
 use crate::args::values::{Dtype, Scheduler};
-use crate::device::Device;
+use crate::device::{Device, on_device};
 use crate::error::Result;
 
 use crate::report::Report;
@@ -64,7 +63,7 @@ pub fn settings(args: &TrainArgs) -> Result<TrainSettings> {
         Some(None) => Start::Newest,
         Some(Some(path)) => Start::At(path.clone()),
     };
-    let remarks = remarks(&run, &folder);
+    let remarks = remarks(&run, &folder, device);
     let keep_last = args.keep_last.map(std::num::NonZeroUsize::get);
     Ok(TrainSettings { run, folder, data, schedule, device, start, keep_last, remarks })
 }
@@ -88,7 +87,7 @@ fn schedule(run: &RunArgs) -> Schedule {
     }
 }
 
-fn remarks(run: &RunArgs, folder: &std::path::Path) -> Vec<String> {
+fn remarks(run: &RunArgs, folder: &std::path::Path, device: Device) -> Vec<String> {
     let mut remarks = Vec::new();
     if run.wandb {
         remarks.push(format!(
@@ -98,7 +97,7 @@ fn remarks(run: &RunArgs, folder: &std::path::Path) -> Vec<String> {
             folder.display()
         ));
     }
-    if run.dtype == Dtype::Float16 {
+    if run.dtype == Dtype::Float16 && device == Device::Cpu {
         remarks.push("--dtype: the CPU computes in float32".to_owned());
     }
     remarks
@@ -122,7 +121,7 @@ pub fn run(args: &TrainArgs, report: &Report) -> Result<()> {
         report.log(format!("already found experiment {}; skipping it", settings.folder.display()));
         return Ok(());
     }
-    let outcome = training::run(Cpu::<f32>::new(), &settings, report)?;
+    let outcome = on_device!(settings.device, |backend| training::run(backend, &settings, report))?;
     report.json(&outcome)?;
     report.print(format!(
         "validation loss {:.4} (perplexity {:.2}) after {} steps\ncheckpoint {}\nloss curve {}",

@@ -17,7 +17,7 @@ use landmark_data::packed::{self, Special};
 use landmark_formats::atomic;
 use landmark_formats::jsonl::JsonlWriter;
 use landmark_model::engine::{self, Engine};
-use landmark_model::model::{CacheShape, Optimizer};
+use landmark_model::model::{CacheShape, Optimizer, Room};
 use landmark_model::record::Regularisation;
 use landmark_model::rows::Rows;
 use landmark_model::train::{Step, TrainSettings, Trainer};
@@ -88,8 +88,8 @@ pub fn run<B: Backend>(backend: B, settings: &FinetuneSettings, report: &Report)
         log_every: settings.log_every,
     };
     let (batch, per_step) = (training.batch, training.tokens_per_step());
-    let mut engine =
-        Engine::with(backend, base.config().clone(), training.room(), base.lora(), Paging::default())?;
+    let room = Room { compute: settings.device.compute(settings.dtype), ..training.room() };
+    let mut engine = Engine::with(backend, base.config().clone(), room, base.lora(), Paging::default())?;
     base.load(&mut engine)?;
     engine.initialise_adapters(settings.seed)?;
     let (all, trained_parameters) = (engine.model().parameter_count(), engine.model().trained_count());

@@ -1,0 +1,197 @@
+//! [`Cuda`]: the backend itself.
+
+use crate::arena::{CudaArena, lay_out};
+use crate::cache::Cache;
+use crate::compile::Defines;
+use crate::driver::{Buffer, Device, DeviceInfo, Launch, Pinned};
+use crate::modules::Kernels;
+use crate::plan::{self, CudaPlan};
+use crate::staging::{LARGEST, Staging};
+use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An index that some kernel checks, for the message.
+#[derive(Debug)]
+struct IndexCheck {
+    op: &'static str,
+    tensor: String,
+    limit: usize,
+}
+
+/// What the backend and its plans share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    staging: Mutex<Staging>,
+    /// One word in which kernels report a bad index.
+    pub(crate) status: Pinned,
+    checks: Mutex<Vec<IndexCheck>>,
+    transient: Mutex<Option<Arc<Buffer>>>,
+    pub(crate) kernels: Kernels,
+    /// Waits after every launch, so that a failure names its op (`LANDMARK_CUDA_CAUTIOUS=1`).
+    pub(crate) is_cautious: bool,
+    /// Last, so that everything on it is gone before it is.
+    pub(crate) device: Arc<Device>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The number of a check for `report_index`, from 1.
+    pub(crate) fn check(&self, op: &'static str, tensor: String, limit: usize) -> u32 {
+        let mut checks = lock(&self.checks);
+        let same = |c: &IndexCheck| c.op == op && c.tensor == tensor && c.limit == limit;
+        let at = checks.iter().position(same).unwrap_or_else(|| {
+            checks.push(IndexCheck { op, tensor, limit });
+            checks.len() - 1
+        });
+        at as u32 + 1
+    }
+
+    /// The transient buffer, of at least `bytes`.
+    pub(crate) fn transient(&self, bytes: u64, program: &str) -> Result<Arc<Buffer>> {
+        let mut held = lock(&self.transient);
+        if let Some(buffer) = held.as_ref().filter(|b| b.bytes >= bytes) {
+            return Ok(buffer.clone());
+        }
+        // Plans over the smaller one hold it; if there is none, its memory is needed now.
+        *held = None;
+        let what =
+            format!("the activations of {program}; a smaller batch or activation checkpointing needs less");
+        let buffer = Arc::new(Buffer::new(&self.device, bytes, &what)?);
+        *held = Some(buffer.clone());
+        Ok(buffer)
+    }
+
+    /// After a wait: the index that a kernel found out of range.
+    fn report(&self) -> Result<()> {
+        let word = self.status.slice()[..8].try_into().map_or(0, u64::from_le_bytes);
+        if word == 0 {
+            return Ok(());
+        }
+        self.device.zero(self.status.address, 8)?;
+        self.device.synchronise()?;
+        let checks = lock(&self.checks);
+        let Some(check) = checks.get((word >> 32) as usize - 1) else {
+            return Err(Error::Device(format!("a kernel reported {word:#x}")));
+        };
+        Err(Error::Index {
+            op: check.op,
+            tensor: check.tensor.clone(),
+            index: word & 0xffff_ffff,
+            limit: check.limit,
+        })
+    }
+}
+
+/// A CUDA device that runs programs.
+#[derive(Clone, Debug)]
+pub struct Cuda {
+    shared: Arc<Shared>,
+}
+
+impl Cuda {
+    /// Device `ordinal` (0 is the first), with the user's kernel cache.
+    ///
+    /// # Errors
+    /// No driver, a driver or a device that is too old, or no NVRTC: in words for the user.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Self::with_cache(ordinal, Cache::of_user())
+    }
+
+    /// The same with another kernel cache.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_cache(ordinal: usize, cache: Cache) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        let kernels = Kernels::new(cache);
+        let function =
+            kernels.module(&device, "apply_writes.cu", &Defines::new())?.function("apply_writes")?;
+        let apply =
+            Launch { function, grid: [1; 3], block: 128, shared: 0, dependent: false, args: Vec::new() };
+        let staging = Mutex::new(Staging::new(&device, apply)?);
+        let status = Pinned::new(&device, 8, "messages of kernels")?;
+        let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");
+        let (checks, transient) = (Mutex::default(), Mutex::default());
+        Ok(Cuda {
+            shared: Arc::new(Shared { staging, status, checks, transient, kernels, is_cautious, device }),
+        })
+    }
+
+    /// The device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.shared.device.info
+    }
+
+    /// Waits for everything that was started: for measuring.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn wait(&self) -> Result<()> {
+        self.shared.device.enter()?;
+        lock(&self.shared.staging).flush(&self.shared.device)?;
+        self.shared.device.synchronise()?;
+        self.shared.report()
+    }
+
+    fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        let shared = &self.shared;
+        shared.device.enter()?;
+        lock(&shared.staging).flush(&shared.device)?;
+        let mut to = vec![0; bytes];
+        shared.device.download(address, &mut to)?;
+        shared.report()?;
+        Ok(to)
+    }
+}
+
+impl Backend for Cuda {
+    type Arena = CudaArena;
+    type Plan = CudaPlan;
+
+    fn allocate_within(&self, layout: &Layout, _paging: Paging) -> Result<CudaArena> {
+        let device = &self.shared.device;
+        device.enter()?;
+        let (offsets, bytes) = lay_out(layout.tensors().iter().map(|t| t.bytes() as u64));
+        let what = "weights, optimiser state and memory; --device-memory keeps less of a landmark memory on the device";
+        let buffer = Arc::new(Buffer::new(device, bytes, what)?);
+        device.zero(buffer.address, bytes)?;
+        Ok(CudaArena { layout: layout.clone(), buffer, offsets })
+    }
+
+    fn compile(&self, program: &Program, arena: &CudaArena) -> Result<CudaPlan> {
+        self.shared.device.enter()?;
+        plan::compile(&self.shared, program, arena)
+    }
+
+    fn write_at(&self, arena: &mut CudaArena, tensor: Tensor, first: usize, bytes: &[u8]) -> Result<()> {
+        let shared = &self.shared;
+        let address = arena.span(tensor, first, bytes.len())?;
+        shared.device.enter()?;
+        let mut staging = lock(&shared.staging);
+        if bytes.len() <= LARGEST {
+            return if bytes.is_empty() { Ok(()) } else { staging.push(&shared.device, address, bytes) };
+        }
+        staging.flush(&shared.device)?;
+        shared.device.upload(address, bytes)
+    }
+
+    fn run(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<()> {
+        let shared = &self.shared;
+        shared.device.enter()?;
+        lock(&shared.staging).flush(&shared.device)?;
+        plan.run(shared)
+    }
+
+    async fn read(&self, arena: &CudaArena, tensor: Tensor) -> Result<Vec<u8>> {
+        self.download(arena.address(tensor), arena.layout.info(tensor).bytes())
+    }
+
+    async fn read_at(&self, arena: &CudaArena, tensor: Tensor, elements: Range<usize>) -> Result<Vec<u8>> {
+        let (address, bytes) = arena.elements(tensor, &elements)?;
+        self.download(address, bytes)
+    }
+}

@@ -1,0 +1,167 @@
+//! NVRTC, the compiler for kernels, found at run time.
+//!
+//! Bound here rather than through cudarc, which looks for names only: people have the library in a Python package, in
+//! a toolkit, or where `LANDMARK_NVRTC` says, and its absence is an error to explain and not a panic.
+#![allow(unsafe_code)] // Calls of a C library; every pointer passed is to memory that outlives the call.
+
+use landmark_core::{Error, Result};
+use libloading::Library;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+type Program = *mut c_void;
+type Status = c_int;
+
+/// The functions that are called.
+#[derive(Debug)]
+pub(crate) struct Nvrtc {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
+    error: unsafe extern "C" fn(Status) -> *const c_char,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> Status,
+    destroy: unsafe extern "C" fn(*mut Program) -> Status,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status,
+    log_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    /// Where it was found, as the loader knows it.
+    pub(crate) path: PathBuf,
+    _library: Library,
+}
+
+/// What a compilation gives.
+pub(crate) struct Compiled {
+    pub(crate) cubin: Vec<u8>,
+    /// Warnings, and the report of the assembler where it was asked for.
+    pub(crate) log: String,
+}
+
+/// Names and places to look at, best first.
+fn candidates() -> Vec<PathBuf> {
+    let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+    let mut found = Vec::new();
+    if let Some(given) = std::env::var_os("LANDMARK_NVRTC") {
+        let given = PathBuf::from(given);
+        if given.is_dir() {
+            found.extend(names.iter().map(|name| given.join(name)));
+        } else {
+            found.push(given);
+        }
+    }
+    found.extend(names.iter().map(PathBuf::from));
+    let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os).map(PathBuf::from);
+    for home in homes.chain([PathBuf::from("/usr/local/cuda")]) {
+        found.extend(names.iter().map(|name| home.join("lib64").join(name)));
+    }
+    found
+}
+
+impl Nvrtc {
+    /// The library, loaded once for the process.
+    pub(crate) fn get() -> Result<&'static Nvrtc> {
+        static LOADED: OnceLock<Option<Nvrtc>> = OnceLock::new();
+        LOADED.get_or_init(|| candidates().into_iter().find_map(Nvrtc::load)).as_ref().ok_or_else(|| {
+            Error::Device(
+                "NVRTC, NVIDIA's run-time compiler, was not found (libnvrtc.so.13 or .12). Install it with `pip install \
+                 nvidia-cuda-nvrtc` and set LANDMARK_NVRTC to the folder of libnvrtc.so.13 in that package, or with \
+                 `apt install cuda-nvrtc-13-0` (cuda-nvrtc-12-x for a 12.x driver) from NVIDIA's repository"
+                    .into(),
+            )
+        })
+    }
+
+    fn load(path: PathBuf) -> Option<Nvrtc> {
+        // SAFETY: the library is NVIDIA's, its initialisers touch nothing of ours; the signatures are those of nvrtc.h.
+        unsafe {
+            let library = Library::new(&path).ok()?;
+            macro_rules! symbol {
+                ($name:literal) => {
+                    *library.get($name).ok()?
+                };
+            }
+            Some(Nvrtc {
+                version: symbol!(b"nvrtcVersion\0"),
+                error: symbol!(b"nvrtcGetErrorString\0"),
+                create: symbol!(b"nvrtcCreateProgram\0"),
+                destroy: symbol!(b"nvrtcDestroyProgram\0"),
+                compile: symbol!(b"nvrtcCompileProgram\0"),
+                log_size: symbol!(b"nvrtcGetProgramLogSize\0"),
+                log: symbol!(b"nvrtcGetProgramLog\0"),
+                cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
+                cubin: symbol!(b"nvrtcGetCUBIN\0"),
+                path,
+                _library: library,
+            })
+        }
+    }
+
+    /// Major and minor version.
+    pub(crate) fn version(&self) -> (i32, i32) {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: two integers to write.
+        unsafe { (self.version)(&mut major, &mut minor) };
+        (major, minor)
+    }
+
+    /// Compiles `source`; `headers` are the names and texts that it may include.
+    pub(crate) fn compile(
+        &self,
+        name: &str,
+        source: &str,
+        headers: &[(&str, &str)],
+        options: &[String],
+    ) -> Result<Compiled> {
+        let c = |text: &str| CString::new(text).map_err(|_| Error::Device(format!("{name}: a zero byte")));
+        let (source, file) = (c(source)?, c(name)?);
+        let names: Vec<CString> = headers.iter().map(|(name, _)| c(name)).collect::<Result<_>>()?;
+        let texts: Vec<CString> = headers.iter().map(|(_, text)| c(text)).collect::<Result<_>>()?;
+        let options: Vec<CString> = options.iter().map(|o| c(o)).collect::<Result<_>>()?;
+        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (names, texts, flags) = (pointers(&names), pointers(&texts), pointers(&options));
+        let mut program: Program = std::ptr::null_mut();
+        // SAFETY: all strings live until the program is destroyed; sizes are asked for before buffers are filled.
+        unsafe {
+            let status = (self.create)(
+                &mut program,
+                source.as_ptr(),
+                file.as_ptr(),
+                names.len() as c_int,
+                texts.as_ptr(),
+                names.as_ptr(),
+            );
+            self.check(status, name, "")?;
+            let status = (self.compile)(program, flags.len() as c_int, flags.as_ptr());
+            let mut size = 0;
+            (self.log_size)(program, &mut size);
+            let mut log = vec![0_u8; size.max(1)];
+            (self.log)(program, log.as_mut_ptr().cast());
+            let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_string();
+            let result = self.check(status, name, &log).and_then(|()| {
+                let mut size = 0;
+                self.check((self.cubin_size)(program, &mut size), name, "")?;
+                let mut cubin = vec![0_u8; size];
+                self.check((self.cubin)(program, cubin.as_mut_ptr().cast()), name, "")?;
+                Ok(Compiled { cubin, log })
+            });
+            (self.destroy)(&mut program);
+            result
+        }
+    }
+
+    fn check(&self, status: Status, name: &str, log: &str) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: NVRTC answers with a static string for every status.
+        let text = unsafe { CStr::from_ptr((self.error)(status)) }.to_string_lossy().into_owned();
+        Err(Error::Device(format!("NVRTC, compiling {name}: {text}\n{log}")))
+    }
+}

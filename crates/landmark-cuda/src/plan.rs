@@ -1,0 +1,326 @@
+//! Compiling a program: every op's launcher, addresses, memory, and the graph that replays the launches.
+//!
+//! The ops are walked twice. The first walk finds which kernels are wanted and how much workspace; what is missing is
+//! compiled in parallel, memory is allocated, and the second walk makes the launches. So launchers are plain functions
+//! that may ask for anything at any time, and give the same answer to both walks.
+//!
+//! Scratch tensors and workspaces lie in one *transient* buffer that all programs of a device share: programs run one
+//! after the other, and none of them expects to find what it left there.
+
+use crate::arena::{CudaArena, aligned, lay_out};
+use crate::backend::Shared;
+use crate::compile::{Arch, Defines};
+use crate::driver::{Arg, Buffer, Function, Graph, Launch, TensorMap, TensorMapShape};
+use crate::ops;
+use landmark_core::ops::Op;
+use landmark_core::plan::Plan;
+use landmark_core::program::{Info, Place};
+use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
+use std::sync::Arc;
+
+/// What replaces addresses in the first walk: aligned, and never used.
+const NOWHERE: u64 = 1 << 40;
+
+/// One thing that the stream does.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Kernel(Launch),
+    Zero { address: u64, bytes: u64 },
+    Copy { from: u64, to: u64, bytes: u64 },
+}
+
+/// A compiled program.
+#[derive(Debug)]
+pub struct CudaPlan {
+    pub(crate) name: String,
+    /// Steps, with the op that each belongs to.
+    pub(crate) steps: Vec<(usize, Step)>,
+    pub(crate) op_names: Vec<&'static str>,
+    pub(crate) graph: Option<Graph>,
+    pub(crate) runs: u64,
+    /// Memory that the steps touch.
+    pub(crate) _transient: Arc<Buffer>,
+    pub(crate) _arena: Arc<Buffer>,
+}
+
+/// A kernel that a launcher asked for. In the first walk there is no function yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel(Option<Function>);
+
+/// What launchers work with.
+pub(crate) struct Compiler<'a> {
+    shared: &'a Shared,
+    program: &'a Program,
+    arena: &'a CudaArena,
+    plan: &'a Plan,
+    slots: &'a [u64],
+    /// `None` in the first walk.
+    transient: Option<u64>,
+    scratch_bytes: u64,
+    /// Number of the op whose launcher is called.
+    at: usize,
+    workspace_used: u64,
+    workspace_bytes: u64,
+    wanted: Vec<(&'static str, Defines)>,
+    steps: Vec<(usize, Step)>,
+}
+
+/// Arguments of a launch, in the order of the kernel's parameters: `u64` addresses, `i32`, `u32`, `f32`, `TensorMap`.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { vec![$($crate::driver::Arg::from($arg)),*] };
+}
+pub(crate) use args;
+
+impl Compiler<'_> {
+    /// The op to launch, and those behind it.
+    pub(crate) fn ahead(&self) -> &[Op] {
+        &self.program.ops()[self.at..]
+    }
+
+    pub(crate) fn program(&self) -> &Program {
+        self.program
+    }
+
+    pub(crate) fn info(&self, tensor: Tensor) -> &Info {
+        self.program.info(tensor)
+    }
+
+    pub(crate) fn shape(&self, tensor: Tensor) -> &Shape {
+        self.program.shape(tensor)
+    }
+
+    pub(crate) fn dtype(&self, tensor: Tensor) -> DType {
+        self.info(tensor).dtype
+    }
+
+    /// Columns of a tensor seen as a matrix: the stride of its rows.
+    pub(crate) fn cols(&self, tensor: Tensor) -> usize {
+        self.shape(tensor).cols()
+    }
+
+    pub(crate) fn rows(&self, tensor: Tensor) -> usize {
+        self.shape(tensor).rows()
+    }
+
+    /// Device address of a tensor, a multiple of 256.
+    pub(crate) fn pointer(&self, tensor: Tensor) -> u64 {
+        match self.info(tensor).place {
+            Place::Persistent(owner) => self.arena.address(owner),
+            Place::Scratch => {
+                let slot = self.plan.slot(tensor).map_or(0, |slot| self.slots[slot]);
+                self.transient.unwrap_or(NOWHERE) + slot
+            }
+        }
+    }
+
+    /// The same, 0 where there is no tensor.
+    pub(crate) fn pointer_or_null(&self, tensor: Option<Tensor>) -> u64 {
+        tensor.map_or(0, |t| self.pointer(t))
+    }
+
+    /// Address of the first of these columns in the first row. Rows are [`cols`](Self::cols) elements apart.
+    pub(crate) fn cols_pointer(&self, cols: Cols) -> u64 {
+        self.pointer(cols.tensor) + (cols.start * self.dtype(cols.tensor).size()) as u64
+    }
+
+    pub(crate) fn arch(&self) -> Arch {
+        Arch(self.shared.device.info.capability)
+    }
+
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.shared.device.info.multiprocessors
+    }
+
+    /// Function `function` of `kernels/<file>` under these definitions.
+    pub(crate) fn kernel(
+        &mut self,
+        file: &'static str,
+        function: &'static str,
+        defines: Defines,
+    ) -> Result<Kernel> {
+        if self.transient.is_none() {
+            let wanted = (file, defines);
+            if !self.wanted.contains(&wanted) {
+                self.wanted.push(wanted);
+            }
+            return Ok(Kernel(None));
+        }
+        Ok(Kernel(Some(self.shared.kernels.module(&self.shared.device, file, &defines)?.function(function)?)))
+    }
+
+    /// Blocks of a kernel that fit a multiprocessor at a time. Only for choosing a grid; 1 in the first walk.
+    pub(crate) fn blocks_per_multiprocessor(
+        &self,
+        kernel: &Kernel,
+        threads: u32,
+        shared: u32,
+    ) -> Result<u32> {
+        kernel.0.as_ref().map_or(Ok(1), |f| f.blocks_per_multiprocessor(threads, shared))
+    }
+
+    /// `bytes` of memory for this op alone, undefined at the beginning, a multiple of 256. May be called several times.
+    pub(crate) fn workspace(&mut self, bytes: u64) -> u64 {
+        let at = self.workspace_used;
+        self.workspace_used = aligned(at + bytes);
+        self.workspace_bytes = self.workspace_bytes.max(self.workspace_used);
+        self.transient.unwrap_or(NOWHERE) + self.scratch_bytes + at
+    }
+
+    /// Appends a launch: grid in blocks, threads of a block, bytes of dynamic shared memory.
+    pub(crate) fn launch(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+    ) -> Result<()> {
+        self.push(kernel, grid, block, shared, args, false)
+    }
+
+    /// The same for a kernel that begins with `wait_for_launch_ahead()` before it touches memory: it may start while
+    /// the launch ahead of it ends.
+    pub(crate) fn launch_dependent(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+    ) -> Result<()> {
+        let dependent = self.arch().0 >= 90;
+        self.push(kernel, grid, block, shared, args, dependent)
+    }
+
+    fn push(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+        dependent: bool,
+    ) -> Result<()> {
+        let Some(function) = kernel.0.clone() else { return Ok(()) };
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        function.allow_shared(shared)?;
+        self.step(Step::Kernel(Launch { function, grid, block, shared, dependent, args }));
+        Ok(())
+    }
+
+    fn step(&mut self, step: Step) {
+        self.steps.push((self.at, step));
+    }
+
+    /// Appends clearing memory.
+    pub(crate) fn zero(&mut self, address: u64, bytes: u64) {
+        self.step(Step::Zero { address, bytes });
+    }
+
+    /// Appends a copy on the device.
+    pub(crate) fn copy(&mut self, from: u64, to: u64, bytes: u64) {
+        self.step(Step::Copy { from, to, bytes });
+    }
+
+    /// Describes a tensor for the copy engine.
+    pub(crate) fn tensor_map(&self, shape: &TensorMapShape<'_>) -> Result<TensorMap> {
+        TensorMap::new(shape)
+    }
+
+    /// Two arguments by which a kernel reports an index of `tensor` that is not below `limit`: `u64 *status` and
+    /// `u32 check` for `report_index`. The next read gives the error.
+    pub(crate) fn index_check(&self, op: &'static str, tensor: Tensor, limit: usize) -> (u64, u32) {
+        let tensor = self.info(tensor).name.clone();
+        (self.shared.status.address, self.shared.check(op, tensor, limit))
+    }
+
+    /// The error of a launcher that cannot serve an op as it was recorded.
+    pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
+        use landmark_core::ops::Operation;
+        Error::Unsupported { op: self.ahead()[0].name(), reason: reason.into() }
+    }
+
+    fn walk(&mut self) -> Result<()> {
+        self.at = 0;
+        while self.at < self.program.ops().len() {
+            self.workspace_used = 0;
+            let done = ops::launch(self)?;
+            debug_assert!(done > 0, "a launcher takes at least its own op");
+            self.at += done;
+        }
+        Ok(())
+    }
+}
+
+/// Compiles `program` over `arena`.
+pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> Result<CudaPlan> {
+    let plan = Plan::new(program);
+    let (slots, scratch_bytes) = lay_out(plan.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64));
+    let mut compiler = Compiler {
+        shared,
+        program,
+        arena,
+        plan: &plan,
+        slots: &slots,
+        transient: None,
+        scratch_bytes,
+        at: 0,
+        workspace_used: 0,
+        workspace_bytes: 0,
+        wanted: Vec::new(),
+        steps: Vec::new(),
+    };
+    compiler.walk()?;
+    shared.kernels.load(&shared.device, &compiler.wanted)?;
+    let transient = shared.transient(scratch_bytes + compiler.workspace_bytes, &program.name)?;
+    compiler.transient = Some(transient.address);
+    compiler.steps.clear();
+    compiler.walk()?;
+    use landmark_core::ops::Operation;
+    Ok(CudaPlan {
+        name: program.name.clone(),
+        steps: compiler.steps,
+        op_names: program.ops().iter().map(Operation::name).collect(),
+        graph: None,
+        runs: 0,
+        _transient: transient,
+        _arena: arena.buffer.clone(),
+    })
+}
+
+impl CudaPlan {
+    /// Issues every step.
+    fn issue(&self, shared: &Shared) -> Result<()> {
+        let device = &shared.device;
+        for (op, step) in &self.steps {
+            let issued = match step {
+                Step::Kernel(launch) => launch.issue(device),
+                Step::Zero { address, bytes } => device.zero(*address, *bytes),
+                Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+            };
+            let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
+            issued.map_err(|error| {
+                Error::Device(format!("{}, op {op} ({}): {error}", self.name, self.op_names[*op]))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.
+    pub(crate) fn run(&mut self, shared: &Shared) -> Result<()> {
+        if self.runs > 0 && !shared.is_cautious {
+            if self.graph.is_none() {
+                self.graph = Some(Graph::capture(&shared.device, || self.issue(shared))?);
+            }
+            if let Some(graph) = &mut self.graph {
+                graph.launch()?;
+            }
+        } else {
+            self.issue(shared)?;
+        }
+        self.runs += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! Small writes, gathered in pinned memory and applied by one kernel.
+//!
+//! A step of decoding writes a handful of tensors of a few bytes each. As copies they would cost several microseconds
+//! each; here they wait in pinned memory until the next run or read, and one launch stores all of them. Segments are
+//! used in turn, and each is used again only after its kernel has read it.
+
+use crate::driver::{Device, Event, Launch, Pinned};
+use landmark_core::Result;
+use std::sync::Arc;
+
+/// The largest write that is gathered; larger ones are copies.
+pub(crate) const LARGEST: usize = 16 << 10;
+const SEGMENTS: usize = 8;
+const SEGMENT: usize = 128 << 10;
+/// Writes of a segment, at most.
+const ENTRIES: usize = 512;
+/// Bytes of an entry: address, offset, length. `struct Write` of `kernels/apply_writes.cu`.
+const ENTRY: usize = 16;
+
+#[derive(Debug)]
+struct Entry {
+    address: u64,
+    offset: u32,
+    bytes: u32,
+}
+
+/// Writes that wait.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    memory: Pinned,
+    passed: Vec<Event>,
+    segment: usize,
+    used: usize,
+    entries: Vec<Entry>,
+    /// `apply_writes`, its arguments still to be set.
+    apply: Launch,
+}
+
+impl Staging {
+    pub(crate) fn new(device: &Arc<Device>, apply: Launch) -> Result<Staging> {
+        let memory = Pinned::new(device, SEGMENTS * SEGMENT, "inputs on their way to the device")?;
+        let passed = (0..SEGMENTS).map(|_| Event::new()).collect::<Result<_>>()?;
+        let entries = Vec::with_capacity(ENTRIES);
+        Ok(Staging { memory, passed, segment: 0, used: ENTRIES * ENTRY, entries, apply })
+    }
+
+    /// Takes a write of at most [`LARGEST`] bytes.
+    pub(crate) fn push(&mut self, device: &Device, address: u64, bytes: &[u8]) -> Result<()> {
+        let end = address + bytes.len() as u64;
+        let overlaps = |e: &Entry| e.address < end && address < e.address + u64::from(e.bytes);
+        let is_full = self.used + bytes.len() > SEGMENT || self.entries.len() == ENTRIES;
+        // Entries are stored in no order, so no two may touch.
+        if is_full || self.entries.iter().any(overlaps) {
+            self.flush(device)?;
+        }
+        let start = self.segment * SEGMENT + self.used;
+        self.memory.slice_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+        self.entries.push(Entry { address, offset: self.used as u32, bytes: bytes.len() as u32 });
+        self.used = (self.used + bytes.len()).next_multiple_of(16);
+        Ok(())
+    }
+
+    /// Launches what waits.
+    pub(crate) fn flush(&mut self, device: &Device) -> Result<()> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let base = self.segment * SEGMENT;
+        let table = &mut self.memory.slice_mut()[base..base + ENTRIES * ENTRY];
+        for (entry, to) in self.entries.iter().zip(table.chunks_exact_mut(ENTRY)) {
+            to[..8].copy_from_slice(&entry.address.to_le_bytes());
+            to[8..12].copy_from_slice(&entry.offset.to_le_bytes());
+            to[12..].copy_from_slice(&entry.bytes.to_le_bytes());
+        }
+        self.apply.grid = [self.entries.len() as u32, 1, 1];
+        self.apply.args = vec![(self.memory.address + base as u64).into()];
+        self.apply.issue(device)?;
+        self.passed[self.segment].record(device)?;
+        self.entries.clear();
+        self.segment = (self.segment + 1) % SEGMENTS;
+        self.used = ENTRIES * ENTRY;
+        self.passed[self.segment].wait()
+    }
+}
