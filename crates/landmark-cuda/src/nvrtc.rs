@@ -7,7 +7,7 @@
 use landmark_core::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 type Program = *mut c_void;
@@ -34,7 +34,7 @@ pub(crate) struct Nvrtc {
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     /// Where it was found, as the loader knows it.
     pub(crate) path: PathBuf,
-    _library: Library,
+    _libraries: Vec<Library>,
 }
 
 /// What a compilation gives.
@@ -64,6 +64,19 @@ fn candidates() -> Vec<PathBuf> {
     found
 }
 
+/// NVRTC opens its built-in functions by name, which finds them where they are loaded already: so they are loaded from
+/// the folder of the library, if it was given with one.
+fn companions(path: &Path) -> Vec<Library> {
+    let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_one = |p: &PathBuf| {
+        p.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libnvrtc-builtins.so."))
+    };
+    // SAFETY: as in `Nvrtc::load`.
+    paths.filter(is_one).filter_map(|p| unsafe { Library::new(p) }.ok()).collect()
+}
+
 impl Nvrtc {
     /// The library, loaded once for the process.
     pub(crate) fn get() -> Result<&'static Nvrtc> {
@@ -81,13 +94,14 @@ impl Nvrtc {
     fn load(path: PathBuf) -> Option<Nvrtc> {
         // SAFETY: the library is NVIDIA's, its initialisers touch nothing of ours; the signatures are those of nvrtc.h.
         unsafe {
+            let mut libraries = companions(&path);
             let library = Library::new(&path).ok()?;
             macro_rules! symbol {
                 ($name:literal) => {
                     *library.get($name).ok()?
                 };
             }
-            Some(Nvrtc {
+            let found = Nvrtc {
                 version: symbol!(b"nvrtcVersion\0"),
                 error: symbol!(b"nvrtcGetErrorString\0"),
                 create: symbol!(b"nvrtcCreateProgram\0"),
@@ -98,8 +112,10 @@ impl Nvrtc {
                 cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
                 cubin: symbol!(b"nvrtcGetCUBIN\0"),
                 path,
-                _library: library,
-            })
+                _libraries: Vec::new(),
+            };
+            libraries.push(library);
+            Some(Nvrtc { _libraries: libraries, ..found })
         }
     }
 

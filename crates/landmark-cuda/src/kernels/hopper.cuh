@@ -1,7 +1,7 @@
 // Hopper's own instructions (sm_90a) behind small functions: barriers in shared memory, the bulk tensor copy engine
 // (TMA), products of a warp group (wgmma), and the sharing out of registers.
 //
-// Everything is inline PTX, since neither CUDA's nor C++'s headers are at hand where these kernels are compiled. Shared
+// Everything is inline PTX, since CUDA's headers are not at hand where these kernels are compiled. Shared
 // memory is addressed by its 32-bit shared-window address throughout (`shared_address`).
 //
 // Tiles are laid out as TMA's 128-byte swizzle writes them: panels of 64 sixteen-bit columns, one row of a panel 128
@@ -9,24 +9,17 @@
 // 1024 bytes. Narrower swizzles were not taken: a head of 80 or 96 columns costs shared memory in its second panel,
 // which TMA fills with zeros past the tensor's width, but no traffic and no products.
 //
-// Element type: bf16, or f16 with -DHALF_F16.
+// Element type of products: bf16, or f16 with -DHALF_F16=1.
 
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
+#include "common.cuh"
 
-#ifdef HALF_F16
+#if HALF_F16
 #define HALF_KIND "f16"
 #else
 #define HALF_KIND "bf16"
 #endif
-
-// A `CUtensorMap`, made by the host.
-struct alignas(64) TensorMap {
-    u64 opaque[16];
-};
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
@@ -136,15 +129,13 @@ template <int PENDING> __device__ __forceinline__ void tma_store_wait_read() {
 
 // ---- Values --------------------------------------------------------------------------------------------------------
 
-// Two f32 as two sixteen-bit values, `low` in the low half, rounded to nearest even.
+// Two f32 as two elements of the products' type, `low` in the low half.
 __device__ __forceinline__ u32 pack(float low, float high) {
-    u32 packed;
-#ifdef HALF_F16
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#if HALF_F16
+    return pack_f16(low, high);
 #else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return pack_bf16(low, high);
 #endif
-    return packed;
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -206,7 +197,15 @@ __device__ __forceinline__ u64 wgmma_operand(u32 address, u32 panel_bytes = 16) 
            1ull << 62;
 }
 
+// The operand `bytes` further on: an addition, where a descriptor made anew is a dozen instructions. Addresses in shared
+// memory stay below what the field holds, so nothing is carried out of it.
+__device__ __forceinline__ u64 wgmma_advance(u64 operand, u32 bytes) {
+    return (operand & 0xffffffff00000000ull) | (static_cast<u32>(operand) + (bytes >> 4));
+}
+
 // Wgmma<N>::ss<TRANS_A, TRANS_B>(d, a, b, accumulate): both operands from shared memory.
+// Wgmma<N>::ss_first<TRANS_A, TRANS_B>(d, a, b): the same with D = A B; the compiler knows that what D held is not read, so old
+// values need no registers while another product is under way.
 // Wgmma<N>::rs<TRANS_B>(d, a, b, accumulate): A from four registers.
 // TRANS_B = 0: B's tile has N rows and inner columns (as keys for scores); 1: inner rows and N columns (as values).
 template <int N> struct Wgmma;
@@ -286,10 +285,9 @@ template <int N> struct Wgmma;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i2 ", 0;\n"                                                       \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
                          "%" #i0 ", %" #i1 ", p, 1, 1, %" #i3 ", %" #i4 ";\n}"                                                   \
-                         : WGMMA_OPERANDS_##N("+f")                                                                                  \
+                         : WGMMA_OPERANDS_##N("+f")                                                                              \
                          : "l"(a), "l"(b), "r"(accumulate), "n"(TRANS_A), "n"(TRANS_B));                                         \
         }                                                                                                                        \
-        /* D = A B: what D held before is not read, not even by the compiler. */                                                 \
         template <int TRANS_A, int TRANS_B> static __device__ __forceinline__ void ss_first(float (&d)[N / 2], u64 a, u64 b) {   \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"                                                              \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
@@ -302,7 +300,7 @@ template <int N> struct Wgmma;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i5 ", 0;\n"                                                       \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
                          "{%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", p, 1, 1, %" #i6 ";\n}"                             \
-                         : WGMMA_OPERANDS_##N("+f")                                                                                  \
+                         : WGMMA_OPERANDS_##N("+f")                                                                              \
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS_B));                   \
         }                                                                                                                        \
     };
