@@ -514,6 +514,8 @@ pub(crate) struct Launch {
     pub(crate) shared: u32,
     /// May begin before the launch ahead of it has ended: the kernel waits by `griddepcontrol.wait`.
     pub(crate) dependent: bool,
+    /// Blocks of a cluster, along the grid's first axis; 1: no clusters.
+    pub(crate) cluster: u32,
     pub(crate) args: Vec<Arg>,
 }
 
@@ -531,9 +533,20 @@ impl Launch {
             })
             .collect();
         // SAFETY: all bits zero are a valid value of this plain C struct.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        if self.dependent {
+            attributes[count].id =
+                sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if self.cluster > 1 {
+            attributes[count].id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            count += 1;
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: self.grid[0],
             gridDimY: self.grid[1],
@@ -543,8 +556,8 @@ impl Launch {
             blockDimZ: 1,
             sharedMemBytes: self.shared,
             hStream: device.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.dependent),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
         };
         // SAFETY: the launcher gave the arguments that the kernel takes, which the driver copies during the call.
         let status = unsafe {

@@ -16,6 +16,7 @@ mod arena;
 mod backend;
 pub mod cache;
 pub mod compile;
+mod cublaslt;
 mod driver;
 mod modules;
 mod nvrtc;

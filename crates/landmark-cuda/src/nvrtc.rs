@@ -32,14 +32,26 @@ pub(crate) struct Nvrtc {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    ptx_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     /// Where it was found, as the loader knows it.
     pub(crate) path: PathBuf,
     _libraries: Vec<Library>,
 }
 
+/// What a compilation is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// Machine code for one architecture.
+    Cubin,
+    /// The portable assembly that the driver compiles itself.
+    Ptx,
+}
+
 /// What a compilation gives.
 pub(crate) struct Compiled {
-    pub(crate) cubin: Vec<u8>,
+    /// Machine code, or PTX with a zero byte at its end.
+    pub(crate) image: Vec<u8>,
     /// Warnings, and the report of the assembler where it was asked for.
     pub(crate) log: String,
 }
@@ -111,6 +123,8 @@ impl Nvrtc {
                 log: symbol!(b"nvrtcGetProgramLog\0"),
                 cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
                 cubin: symbol!(b"nvrtcGetCUBIN\0"),
+                ptx_size: symbol!(b"nvrtcGetPTXSize\0"),
+                ptx: symbol!(b"nvrtcGetPTX\0"),
                 path,
                 _libraries: Vec::new(),
             };
@@ -127,14 +141,19 @@ impl Nvrtc {
         (major, minor)
     }
 
-    /// Compiles `source`; `headers` are the names and texts that it may include.
+    /// Compiles `source` to `image`; `headers` are the names and texts that it may include.
     pub(crate) fn compile(
         &self,
         name: &str,
         source: &str,
         headers: &[(&str, &str)],
         options: &[String],
+        image: Image,
     ) -> Result<Compiled> {
+        let (size_of_image, get_image) = match image {
+            Image::Cubin => (self.cubin_size, self.cubin),
+            Image::Ptx => (self.ptx_size, self.ptx),
+        };
         let c = |text: &str| CString::new(text).map_err(|_| Error::Device(format!("{name}: a zero byte")));
         let (source, file) = (c(source)?, c(name)?);
         let names: Vec<CString> = headers.iter().map(|(name, _)| c(name)).collect::<Result<_>>()?;
@@ -162,10 +181,10 @@ impl Nvrtc {
             let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_string();
             let result = self.check(status, name, &log).and_then(|()| {
                 let mut size = 0;
-                self.check((self.cubin_size)(program, &mut size), name, "")?;
-                let mut cubin = vec![0_u8; size];
-                self.check((self.cubin)(program, cubin.as_mut_ptr().cast()), name, "")?;
-                Ok(Compiled { cubin, log })
+                self.check(size_of_image(program, &mut size), name, "")?;
+                let mut image = vec![0_u8; size];
+                self.check(get_image(program, image.as_mut_ptr().cast()), name, "")?;
+                Ok(Compiled { image, log })
             });
             (self.destroy)(&mut program);
             result
