@@ -16,7 +16,14 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh",];
+static HEADERS: &[(&str, &str)] = &embedded![
+    "common.cuh",
+    "element.cuh",
+    "random.cuh",
+    "rotary.cuh",
+    "hopper.cuh",
+    "landmark_attention_backward_hopper.cuh",
+];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -36,6 +43,9 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
+    "landmark_attention_hopper.cu",
+    "landmark_attention_backward_queries_hopper.cu",
+    "landmark_attention_backward_keys_hopper.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.

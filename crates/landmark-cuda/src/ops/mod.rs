@@ -9,6 +9,8 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embed;
+pub(crate) mod landmark_attention_backward_hopper;
+pub(crate) mod landmark_attention_hopper;
 mod matmul;
 mod matvec;
 mod memory;
@@ -50,6 +52,8 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SelectBlocks(op) => memory::select_blocks(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
+        Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
+        Op::LandmarkAttentionBackward(op) if landmark_attention_backward_hopper::try_launch(op, c)? => {}
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
         Op::Matmul(op) => matmul::matmul(op, c)?,
         Op::Norm(op) => norm::norm(op, c)?,
@@ -83,5 +87,7 @@ pub fn variants() -> Vec<Variant> {
     all.extend(optimizer::variants());
     all.extend(retrieval_decode::variants());
     all.extend(rope::variants());
+    all.extend(landmark_attention_hopper::variants());
+    all.extend(landmark_attention_backward_hopper::variants());
     all
 }
