@@ -14,7 +14,7 @@
 #include "landmark_attention_backward_hopper.cuh"
 
 // Keys of a tile. Factors of each (row, block) are kept in registers, so small blocks come in smaller tiles.
-constexpr int MOST = HEAD_DIM > 128 ? 64 : BLOCK == 0 || BLOCK >= 32 ? 128 : BLOCK >= 16 ? 64 : 32;
+constexpr int MOST = BLOCK && BLOCK < 16 ? 32 : HEAD_DIM > 128 || (BLOCK && BLOCK < 32) ? 64 : 128;
 constexpr int BLOCKS = BLOCK ? MOST / DIVISOR : 1;
 constexpr int SPAN = BLOCK ? BLOCKS * BLOCK : MOST;
 constexpr int COLUMNS = (SPAN + 7) / 8 * 8;    // of scores and dP

@@ -51,10 +51,10 @@ impl Tiles {
             return None;
         }
         let most = match block {
+            1..16 => 32,
+            16..32 => 64,
             _ if is_wide => 64,
-            0 | 32.. => 128,
-            16.. => 64,
-            _ => 32,
+            _ => 128,
         };
         if block != 0 && !(8..=most).contains(&block) {
             return None;
