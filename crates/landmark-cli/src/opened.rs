@@ -373,7 +373,7 @@ fn paging(
 }
 
 /// A type of floats as files have it.
-fn stored(compute: DType) -> landmark_formats::tensor::DType {
+pub(crate) fn stored(compute: DType) -> landmark_formats::tensor::DType {
     match compute {
         DType::Bf16 => landmark_formats::tensor::DType::BF16,
         DType::F16 => landmark_formats::tensor::DType::F16,

@@ -152,6 +152,10 @@ impl Cuda {
         &self.shared.device.info
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Waits for everything that was started: for measuring.
     ///
     /// # Errors

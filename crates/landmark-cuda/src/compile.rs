@@ -19,10 +19,10 @@ macro_rules! embedded {
 static HEADERS: &[(&str, &str)] = &embedded![
     "common.cuh",
     "element.cuh",
-    "random.cuh",
-    "rotary.cuh",
     "hopper.cuh",
     "landmark_attention_backward_hopper.cuh",
+    "random.cuh",
+    "rotary.cuh",
 ];
 
 /// Kernel files.
@@ -34,6 +34,9 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_attention_backward_keys_hopper.cu",
+    "landmark_attention_backward_queries_hopper.cu",
+    "landmark_attention_hopper.cu",
     "landmark_scores.cu",
     "matvec.cu",
     "norm.cu",
@@ -43,9 +46,6 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
-    "landmark_attention_hopper.cu",
-    "landmark_attention_backward_queries_hopper.cu",
-    "landmark_attention_backward_keys_hopper.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.

@@ -84,6 +84,23 @@ pub fn count() -> Result<usize> {
     Ok(count as usize)
 }
 
+/// What is known of a device.
+///
+/// # Errors
+/// No driver, no such device, or one that is too old.
+pub fn info(ordinal: usize) -> Result<DeviceInfo> {
+    Ok(Device::open(ordinal)?.info.clone())
+}
+
+/// Bytes of a device's memory that are in use, by this process or others.
+///
+/// # Errors
+/// As [`info`].
+pub fn memory_in_use(ordinal: usize) -> Result<u64> {
+    let device = Device::open(ordinal)?;
+    Ok(device.info.memory.saturating_sub(device.free_memory()?))
+}
+
 /// A device, with the one stream on which everything happens.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -521,6 +538,15 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn issue(&self, device: &Device) -> Result<()> {
+        // SAFETY: the device's own stream is alive.
+        unsafe { self.issue_on(device.stream) }
+    }
+
+    /// The same on another stream of the primary context.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    pub(crate) unsafe fn issue_on(&self, stream: sys::CUstream) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self
             .args
             .iter()
@@ -555,7 +581,7 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: device.stream,
+            hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
         };

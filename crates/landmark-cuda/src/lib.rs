@@ -18,6 +18,7 @@ pub mod cache;
 pub mod compile;
 mod cublaslt;
 mod driver;
+pub mod fused;
 mod modules;
 mod nvrtc;
 mod ops;
@@ -26,6 +27,6 @@ mod staging;
 
 pub use arena::CudaArena;
 pub use backend::Cuda;
-pub use driver::{DeviceInfo, count as device_count};
+pub use driver::{DeviceInfo, count as device_count, info as device_info, memory_in_use};
 pub use ops::variants;
 pub use plan::CudaPlan;

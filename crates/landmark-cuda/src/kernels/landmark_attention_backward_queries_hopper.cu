@@ -13,8 +13,12 @@
 
 #include "landmark_attention_backward_hopper.cuh"
 
-// Keys of a tile. Factors of each (row, block) are kept in registers, so small blocks come in smaller tiles.
-constexpr int MOST = BLOCK && BLOCK < 16 ? 32 : HEAD_DIM > 128 || (BLOCK && BLOCK < 32) ? 64 : 128;
+// Keys of a tile. Factors of each (row, block) are kept in registers, so small blocks come in smaller tiles, and those of which
+// three would fit, each of another shape in the registers, come in twos.
+constexpr int MOST = BLOCK && BLOCK < 16                        ? 32
+                     : HEAD_DIM > 128 || (BLOCK && BLOCK < 32) ? 64
+                     : BLOCK > 32 && BLOCK < 43                ? 96
+                                                               : 128;
 constexpr int BLOCKS = BLOCK ? MOST / DIVISOR : 1;
 constexpr int SPAN = BLOCK ? BLOCKS * BLOCK : MOST;
 constexpr int COLUMNS = (SPAN + 7) / 8 * 8;    // of scores and dP

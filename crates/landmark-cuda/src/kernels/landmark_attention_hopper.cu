@@ -458,6 +458,9 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
             mbarrier_arrive(at.query_empty());
         }
     }
+    // The other group's last turn is taken, and shared memory outlives what is sent from it.
+    if (group == 0) barrier_sync(1, 256);
+    if (leader) tma_store_wait_read<0>();
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)

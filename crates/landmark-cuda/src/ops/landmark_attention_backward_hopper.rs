@@ -47,14 +47,17 @@ impl Tiles {
     /// `None`: not served.
     fn new(block: usize, head_dim: usize) -> Option<Tiles> {
         let is_wide = head_dim == 256;
-        if !is_wide && !(head_dim.is_multiple_of(16) && (16..=128).contains(&head_dim)) {
+        if !(is_wide || head_dim.is_multiple_of(16) && (16..=128).contains(&head_dim)) {
             return None;
         }
-        let most = match block {
-            1..16 => 32,
-            16..32 => 64,
-            _ if is_wide => 64,
-            _ => 128,
+        let most = if (1..16).contains(&block) {
+            32
+        } else if is_wide || (16..32).contains(&block) {
+            64
+        } else if (33..43).contains(&block) {
+            96
+        } else {
+            128
         };
         if block != 0 && !(8..=most).contains(&block) {
             return None;

@@ -27,7 +27,7 @@ const PANEL: usize = 64;
 const CACHED_BYTES: usize = 16 << 20;
 
 /// `(batch, rows, heads, head_dim)` in device memory. Strides in elements; `head_dim` is dense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeadsAt {
     /// Of the first element; a multiple of 16.
     pub address: u64,
@@ -65,30 +65,26 @@ pub(crate) struct FusedLaunch {
     pub(crate) args: Vec<Arg>,
 }
 
-/// Keys of a tile: as many whole blocks as fill a multiple of 16 best, the matrix unit's step. `None`: not served.
+/// Keys of a tile: as many whole blocks as fill a multiple of 16, the matrix unit's step, best. `None`: not served.
 ///
 /// Scores, weights and results of a row live in registers together: 160 keys beside 128 columns, 80 beside 256. More
-/// than 8 blocks of a tile do not fit beside them.
+/// than 8 blocks of a tile do not fit beside them. Where several fill equally, 128 keys are enough: wider ones waste more
+/// on the diagonal.
 fn tile(block: usize, head_dim: usize) -> Option<usize> {
     let most = match head_dim {
         256 => 80,
-        d if d % 16 == 0 && (16..=128).contains(&d) => 160,
+        d if d.is_multiple_of(16) && (16..=128).contains(&d) => 160,
         _ => return None,
     };
-    match block {
-        0 => Some(if head_dim == 256 { 64 } else { 128 }),
-        8.. => {
-            let padded = |blocks: usize| (blocks * block).next_multiple_of(16);
-            let candidates = (1..=8).filter(|&blocks| padded(blocks) <= most);
-            // The share of a tile that is keys, in 1/1000; of equals the larger.
-            candidates.map(padded_share(block)).max().map(|(_, blocks)| padded(blocks))
-        }
-        _ => None,
+    if block == 0 {
+        return Some(if head_dim == 256 { 64 } else { 128 });
     }
-}
-
-fn padded_share(block: usize) -> impl Fn(usize) -> (usize, usize) {
-    move |blocks| (1000 * blocks * block / (blocks * block).next_multiple_of(16), blocks)
+    let padded = |blocks: usize| (blocks * block).next_multiple_of(16);
+    let filled = |blocks: usize| 1000 * blocks * block / padded(blocks);
+    let candidates = (1..=8).filter(|&blocks| block >= 8 && padded(blocks) <= most);
+    candidates
+        .max_by_key(|&blocks| (filled(blocks), padded(blocks).min(128), most - padded(blocks)))
+        .map(padded)
 }
 
 fn defines(block: usize, head_dim: usize, tile: usize, dtype: DType) -> Defines {
@@ -97,16 +93,13 @@ fn defines(block: usize, head_dim: usize, tile: usize, dtype: DType) -> Defines 
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let blocks = [0, 8, 16, 32, 51, 64, 100, 128];
-    let mut all = Vec::new();
-    for head_dim in [64, 80, 96, 128, 256] {
-        for block in blocks {
-            for dtype in [DType::Bf16, DType::F16] {
-                all.extend(tile(block, head_dim).map(|t| Variant::for_hopper(FILE, defines(block, head_dim, t, dtype))));
-            }
-        }
-    }
-    all
+    let lengths = [0, 16, 51, 64, 128];
+    let sizes = [64, 80, 96, 128, 256].into_iter().flat_map(|d| lengths.map(|block| (block, d, DType::Bf16)));
+    let others = lengths.map(|block| (block, 128, DType::F16));
+    let of = |(block, head_dim, dtype)| {
+        tile(block, head_dim).map(|t| Variant::for_hopper(FILE, defines(block, head_dim, t, dtype)))
+    };
+    sizes.chain(others).filter_map(of).collect()
 }
 
 impl Fused {
@@ -120,7 +113,10 @@ impl Fused {
             return Some(format!("blocks of {} with heads of {head_dim}", self.block));
         }
         let aligned = |x: &HeadsAt| {
-            x.address % 16 == 0 && [x.batch, x.row, x.head].iter().all(|stride| stride * self.dtype.size() % 16 == 0)
+            x.address.is_multiple_of(16)
+                && [x.batch, x.row, x.head]
+                    .iter()
+                    .all(|stride| (stride * self.dtype.size()).is_multiple_of(16))
         };
         let sides = [("q", self.q), ("k", self.k), ("v", self.v), ("out", self.out)];
         sides.iter().find(|(_, side)| !aligned(side)).map(|(name, side)| {
@@ -157,7 +153,8 @@ impl Fused {
         }
         let items = batch * heads * queries.div_ceil(ROWS);
         let group = heads / kv_heads;
-        let heads_at_once = (CACHED_BYTES * group / (keys * head_dim * 2 * self.dtype.size())).clamp(1, batch * heads);
+        let heads_at_once =
+            (CACHED_BYTES * group / (keys * head_dim * 2 * self.dtype.size())).clamp(1, batch * heads);
         let args = args![
             self.map(self.q, queries, heads, ROWS as u32)?,
             self.map(self.k, keys, kv_heads, tile as u32)?,
@@ -173,7 +170,12 @@ impl Fused {
             heads_at_once as i32,
             self.scale * std::f32::consts::LOG2_E,
         ];
-        Ok(FusedLaunch { grid: [multiprocessors.min(items as u32), 1, 1], threads: THREADS, shared: shared as u32, args })
+        Ok(FusedLaunch {
+            grid: [multiprocessors.min(items as u32), 1, 1],
+            threads: THREADS,
+            shared: shared as u32,
+            args,
+        })
     }
 }
 
@@ -212,4 +214,23 @@ pub(super) fn try_launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result
     let launch = fused.launch(c.multiprocessors())?;
     c.launch_dependent(&kernel, launch.grid, launch.threads, launch.shared, launch.args)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_hold_whole_blocks_and_waste_little() {
+        assert_eq!(tile(64, 128), Some(128));
+        assert_eq!(tile(51, 128), Some(160), "three blocks in ten steps, where two would waste a tenth");
+        assert_eq!(tile(32, 128), Some(128));
+        assert_eq!(tile(51, 256), Some(64));
+        assert_eq!(tile(0, 80), Some(128));
+        assert_eq!((tile(7, 128), tile(161, 128), tile(64, 72)), (None, None, None));
+        for block in 8..=160 {
+            let keys = tile(block, 128).expect("served");
+            assert!(keys >= block && keys.is_multiple_of(16) && keys <= 160, "{block}: {keys}");
+        }
+    }
 }

@@ -80,6 +80,7 @@ pub fn variants() -> Vec<Variant> {
     all.extend(dropout::variants());
     all.extend(elementwise::variants());
     all.extend(embed::variants());
+    all.extend(landmark_attention_hopper::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
     all.extend(memory::variants());
@@ -87,7 +88,6 @@ pub fn variants() -> Vec<Variant> {
     all.extend(optimizer::variants());
     all.extend(retrieval_decode::variants());
     all.extend(rope::variants());
-    all.extend(landmark_attention_hopper::variants());
     all.extend(landmark_attention_backward_hopper::variants());
     all
 }

@@ -1,6 +1,8 @@
 //! What tests on a device share: the device, and cases that are run there, on the oracle, and naively.
 #![allow(dead_code, unreachable_pub)] // Not every test binary uses all of it.
 
+pub mod attention;
+
 use landmark_core::ops::{Access, Op};
 use landmark_core::testing::naive::allowed;
 use landmark_core::testing::{alter, magnitude, normals, now, worst};
@@ -134,6 +136,12 @@ impl Case {
                 |t: &Tensor| now(cuda.read(&arena, *t)).unwrap_or_else(|e| panic!("{}: {e}", self.name));
             wanted.iter().map(read).collect()
         })
+    }
+
+    /// Values of `wanted` by the oracle and by naive code in f32.
+    pub fn on_the_cpu(&self, record: impl FnOnce(&mut Recorder), wanted: &[Tensor]) -> [Vec<Vec<f64>>; 2] {
+        let program = self.program(record);
+        [self.run_cpu::<f64>(&program, wanted), self.run_cpu::<f32>(&program, wanted)]
     }
 
     /// What the program writes of the persistent tensors.
