@@ -6,7 +6,7 @@ use crate::compile::Defines;
 use crate::cublaslt::CublasLt;
 use crate::driver::{Buffer, Device, DeviceInfo, Launch, Pinned};
 use crate::modules::Kernels;
-use crate::plan::{self, CudaPlan};
+use crate::plan::{self, CudaPlan, OpTime};
 use crate::staging::{LARGEST, Staging};
 use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
@@ -165,6 +165,16 @@ impl Cuda {
         lock(&self.shared.staging).flush(&self.shared.device)?;
         self.shared.device.synchronise()?;
         self.shared.report()
+    }
+
+    /// Runs a program once, launch by launch, and says how long each op took.
+    ///
+    /// # Errors
+    /// As [`run`](Backend::run).
+    pub fn profile(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<Vec<OpTime>> {
+        self.shared.device.enter()?;
+        lock(&self.shared.staging).flush(&self.shared.device)?;
+        plan.profile(&self.shared)
     }
 
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {

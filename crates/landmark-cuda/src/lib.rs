@@ -29,4 +29,4 @@ pub use arena::CudaArena;
 pub use backend::Cuda;
 pub use driver::{DeviceInfo, count as device_count, info as device_info, memory_in_use};
 pub use ops::variants;
-pub use plan::CudaPlan;
+pub use plan::{CudaPlan, OpTime};

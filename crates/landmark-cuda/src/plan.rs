@@ -11,13 +11,24 @@ use crate::arena::{CudaArena, aligned, lay_out};
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
-use crate::driver::{Arg, Buffer, Function, Graph, Launch, TensorMap, TensorMapShape};
+use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
 use crate::ops;
 use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
 use std::sync::Arc;
+
+/// How long an op took, see [`Cuda::profile`](crate::Cuda::profile).
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpTime {
+    /// Number of the op in the program; of the first, where a launch serves several.
+    pub op: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// Milliseconds of a run, gaps between launches included.
+    pub milliseconds: f32,
+}
 
 /// What replaces addresses in the first walk: aligned, and never used.
 const NOWHERE: u64 = 1 << 40;
@@ -367,20 +378,42 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
 impl CudaPlan {
     /// Issues every step.
     fn issue(&self, shared: &Shared) -> Result<()> {
+        self.steps.iter().try_for_each(|(op, step)| self.issue_step(shared, *op, step))
+    }
+
+    fn issue_step(&self, shared: &Shared, op: usize, step: &Step) -> Result<()> {
         let device = &shared.device;
+        let issued = match step {
+            Step::Kernel(launch) => launch.issue(device),
+            Step::Zero { address, bytes } => device.zero(*address, *bytes),
+            Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+            Step::Product(product) => product.issue(device),
+        };
+        let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
+        issued.map_err(|error| {
+            Error::Device(format!("{}, op {op} ({}): {error}", self.name, self.op_names[op]))
+        })
+    }
+
+    /// Runs the program step by step, with a point in time before each op.
+    pub(crate) fn profile(&self, shared: &Shared) -> Result<Vec<OpTime>> {
+        let mut points: Vec<(usize, Event)> = Vec::new();
         for (op, step) in &self.steps {
-            let issued = match step {
-                Step::Kernel(launch) => launch.issue(device),
-                Step::Zero { address, bytes } => device.zero(*address, *bytes),
-                Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
-                Step::Product(product) => product.issue(device),
-            };
-            let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
-            issued.map_err(|error| {
-                Error::Device(format!("{}, op {op} ({}): {error}", self.name, self.op_names[*op]))
-            })?;
+            if points.last().is_none_or(|(last, _)| last != op) {
+                let event = Event::new()?;
+                event.record(&shared.device)?;
+                points.push((*op, event));
+            }
+            self.issue_step(shared, *op, step)?;
         }
-        Ok(())
+        let end = Event::new()?;
+        end.record(&shared.device)?;
+        shared.device.synchronise()?;
+        let ends = points.iter().skip(1).map(|(_, event)| event).chain([&end]);
+        let time = |((op, begin), end): (&(usize, Event), &Event)| {
+            Ok(OpTime { op: *op, name: self.op_names[*op], milliseconds: end.since(begin)? })
+        };
+        points.iter().zip(ends).map(time).collect()
     }
 
     /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.
