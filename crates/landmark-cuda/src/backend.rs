@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     cublaslt: OnceLock<Arc<CublasLt>>,
     /// Waits after every launch, so that a failure names its op (`LANDMARK_CUDA_CAUTIOUS=1`).
     pub(crate) is_cautious: bool,
+    /// Prints once for each program how long its ops took (`LANDMARK_CUDA_PROFILE=1`).
+    is_profiling: bool,
     /// Last, so that everything on it is gone before it is.
     pub(crate) device: Arc<Device>,
 }
@@ -131,7 +133,8 @@ impl Cuda {
         };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
-        let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");
+        let is_on = |name| std::env::var_os(name).is_some_and(|v| v == "1");
+        let (is_cautious, is_profiling) = (is_on("LANDMARK_CUDA_CAUTIOUS"), is_on("LANDMARK_CUDA_PROFILE"));
         let (checks, transient, cublaslt) = (Mutex::default(), Mutex::default(), OnceLock::new());
         Ok(Cuda {
             shared: Arc::new(Shared {
@@ -142,6 +145,7 @@ impl Cuda {
                 kernels,
                 cublaslt,
                 is_cautious,
+                is_profiling,
                 device,
             }),
         })
@@ -223,6 +227,11 @@ impl Backend for Cuda {
         let shared = &self.shared;
         shared.device.enter()?;
         lock(&shared.staging).flush(&shared.device)?;
+        if shared.is_profiling && plan.runs == 2 {
+            eprint!("{}", plan.summary(&plan.profile(shared)?));
+            plan.runs += 1;
+            return Ok(());
+        }
         plan.run(shared)
     }
 
