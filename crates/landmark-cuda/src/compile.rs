@@ -17,7 +17,7 @@ macro_rules! embedded {
 
 /// Headers that kernels include by name.
 static HEADERS: &[(&str, &str)] =
-    &embedded!["common.cuh", "element.cuh", "hopper.cuh", "random.cuh", "rotary.cuh",];
+    &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh", "tiles.cuh", "attention_tile.cuh", "mma.cuh", "hopper.cuh"];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -29,15 +29,20 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "elementwise.cu",
     "embed.cu",
     "landmark_attention_hopper.cu",
+    "landmark_choice.cu",
     "landmark_scores.cu",
     "matvec.cu",
     "norm.cu",
     "optimizer.cu",
     "retrieval_attention.cu",
     "retrieval_decode.cu",
+    "retrieval_prefill.cu",
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
+    "landmark_attention.cu",
+    "landmark_attention_any.cu",
+    "landmark_attention_backward.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.

@@ -518,13 +518,15 @@ impl TensorMap {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Arg {
     U64(u64),
     U32(u32),
     I32(i32),
     F32(f32),
     Map(TensorMap),
+    /// A struct taken by value, of members of at most 8 bytes.
+    Struct(Arc<[u64]>),
 }
 
 macro_rules! from {
@@ -534,7 +536,7 @@ macro_rules! from {
         }
     )* };
 }
-from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map);
+from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map, Arc<[u64]> => Struct);
 
 /// One launch of a kernel.
 #[derive(Clone, Debug)]
@@ -570,6 +572,7 @@ impl Launch {
                 Arg::I32(x) => (x as *const i32).cast_mut().cast(),
                 Arg::F32(x) => (x as *const f32).cast_mut().cast(),
                 Arg::Map(x) => (&raw const x.0).cast_mut().cast(),
+                Arg::Struct(x) => x.as_ptr().cast_mut().cast(),
             })
             .collect();
         // SAFETY: all bits zero are a valid value of this plain C struct.
