@@ -16,8 +16,16 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] =
-    &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh", "tiles.cuh", "attention_tile.cuh", "mma.cuh", "hopper.cuh"];
+static HEADERS: &[(&str, &str)] = &embedded![
+    "common.cuh",
+    "element.cuh",
+    "random.cuh",
+    "rotary.cuh",
+    "tiles.cuh",
+    "attention_tile.cuh",
+    "mma.cuh",
+    "hopper.cuh"
+];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![

@@ -34,9 +34,17 @@ fn weights(scores: &[f32], block: usize, phase: usize) -> Vec<f32> {
 }
 
 /// The largest difference between the op's result and the definition's, over all rows of one head.
-fn difference(qkv: [&Tensor; 3], out: &Tensor, at: (usize, usize, usize), block: usize, phase: usize) -> Result<f32> {
+fn difference(
+    qkv: [&Tensor; 3],
+    out: &Tensor,
+    at: (usize, usize, usize),
+    block: usize,
+    phase: usize,
+) -> Result<f32> {
     let (b, h, kv) = at;
-    let of = |t: &Tensor, head: usize| t.get(b)?.get(head)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2::<f32>();
+    let of = |t: &Tensor, head: usize| {
+        t.get(b)?.get(head)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2::<f32>()
+    };
     let (q, k, v, out) = (of(qkv[0], h)?, of(qkv[1], kv)?, of(qkv[2], kv)?, of(out, h)?);
     let scale = 1.0 / (q[0].len() as f32).sqrt();
     let mut worst = 0.0_f32;

@@ -35,7 +35,11 @@ fn reading<'a, T>(slice: &'a CudaSlice<T>, stream: &'a CudaStream) -> (u64, impl
 }
 
 impl LandmarkAttention {
-    fn run(&self, sides: [(&CudaStorage, &Layout); 3], phases: &CudaSlice<u32>) -> Result<(CudaStorage, Shape)> {
+    fn run(
+        &self,
+        sides: [(&CudaStorage, &Layout); 3],
+        phases: &CudaSlice<u32>,
+    ) -> Result<(CudaStorage, Shape)> {
         let [(q, q_layout), (k, k_layout), (v, v_layout)] = sides;
         let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
         let (_, kv_heads, keys, _) = k_layout.shape().dims4()?;
@@ -43,8 +47,9 @@ impl LandmarkAttention {
         let stream = device.cuda_stream();
         let shape = Shape::from((batch, heads, queries, head_dim));
         // SAFETY: the kernel writes every element of both.
-        let (mut out, mut lse) =
-            unsafe { (device.alloc::<bf16>(shape.elem_count())?, device.alloc::<f32>(batch * heads * queries)?) };
+        let (mut out, mut lse) = unsafe {
+            (device.alloc::<bf16>(shape.elem_count())?, device.alloc::<f32>(batch * heads * queries)?)
+        };
         {
             let (q, _q) = reading(q.as_cuda_slice::<bf16>()?, &stream);
             let (k, _k) = reading(k.as_cuda_slice::<bf16>()?, &stream);
@@ -68,7 +73,8 @@ impl LandmarkAttention {
             };
             // SAFETY: candle's tensors lie in the device's primary context and are freed in the order of its stream,
             // on which the kernel is queued.
-            let queued = unsafe { self.cuda.fused_landmark_attention(&attention, &at, stream.cu_stream().cast()) };
+            let queued =
+                unsafe { self.cuda.fused_landmark_attention(&attention, &at, stream.cu_stream().cast()) };
             queued.map_err(Error::wrap)?;
         }
         // `lse` is what the backward pass needs besides inputs and result: keep it for `bwd` where the model is trained.
