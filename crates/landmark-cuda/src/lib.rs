@@ -22,6 +22,7 @@ pub mod fused;
 mod modules;
 mod nvrtc;
 mod ops;
+mod paging;
 mod plan;
 mod staging;
 
