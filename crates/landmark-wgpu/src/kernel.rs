@@ -19,6 +19,7 @@
 //! type.
 
 use landmark_core::DType;
+use landmark_core::ops::RopeStyle;
 use std::fmt::Write;
 
 /// Kind of a binding.
@@ -204,6 +205,71 @@ impl Kernel {
              fn {name}_at(e: u32) -> u32 {{ return 0u; }}\n\
              fn {name}_put(e: u32, v: vec4<f32>, valid: u32) {{ }}\n\
              fn {name}_put_one(e: u32, v: f32) {{ }}\n"
+        );
+    }
+
+    /// Text that several kernels share.
+    pub(crate) fn include(&mut self, text: &str) {
+        self.declarations.push_str(text);
+    }
+
+    /// Reading `name` under another name too: an operand that is changed in place.
+    pub(crate) fn alias(&mut self, alias: &str, name: &str) {
+        let _ = writeln!(
+            self.declarations,
+            "fn {alias}_quad(e: u32, valid: u32) -> vec4<f32> {{ return {name}_quad(e, valid); }}"
+        );
+    }
+
+    /// Declares heads of `head_dim` coordinates, for [`pairs`](Self::pairs).
+    pub(crate) fn rotary(&mut self, style: RopeStyle, head_dim: usize) {
+        self.constant("HEAD", head_dim);
+        self.constant("UNITS", head_dim.div_ceil(8));
+        self.flag("HALVES", style == RopeStyle::Halves);
+        self.include(include_str!("shaders/pairs.wgsl"));
+    }
+
+    /// `x_pairs(start, unit)`: a unit of the head that begins at element `start` of the operand `x`. See `pairs.wgsl`.
+    pub(crate) fn pairs(&mut self, name: &str) {
+        let _ = write!(
+            self.declarations,
+            "fn {name}_pairs(start: u32, unit: u32) -> Pairs {{
+    if (HALVES) {{
+        let valid = valid_of(4u * unit, HEAD / 2u);
+        let e = start + 4u * unit;
+        return Pairs({name}_quad(e, valid), {name}_quad(e + HEAD / 2u, valid));
+    }}
+    let e = start + 8u * unit;
+    let low = {name}_quad(e, valid_of(8u * unit, HEAD));
+    var high = vec4<f32>(0.0);
+    if (8u * unit + 4u < HEAD) {{
+        high = {name}_quad(e + 4u, valid_of(8u * unit + 4u, HEAD));
+    }}
+    return Pairs(vec4<f32>(low.xz, high.xz), vec4<f32>(low.yw, high.yw));
+}}
+"
+        );
+    }
+
+    /// `x_put_pairs(start, unit, v)`: writes one.
+    pub(crate) fn put_pairs(&mut self, name: &str) {
+        let _ = write!(
+            self.declarations,
+            "fn {name}_put_pairs(start: u32, unit: u32, v: Pairs) {{
+    if (HALVES) {{
+        let valid = valid_of(4u * unit, HEAD / 2u);
+        let e = start + 4u * unit;
+        {name}_put(e, v.a, valid);
+        {name}_put(e + HEAD / 2u, v.b, valid);
+        return;
+    }}
+    let e = start + 8u * unit;
+    {name}_put(e, vec4<f32>(v.a.x, v.b.x, v.a.y, v.b.y), valid_of(8u * unit, HEAD));
+    if (8u * unit + 4u < HEAD) {{
+        {name}_put(e + 4u, vec4<f32>(v.a.z, v.b.z, v.a.w, v.b.w), valid_of(8u * unit + 4u, HEAD));
+    }}
+}}
+"
         );
     }
 

@@ -7,8 +7,8 @@ mod common;
 
 use common::{compare_on_all, devices};
 use landmark_core::ops::*;
-use landmark_core::testing::{f32_bytes, normals};
-use landmark_core::{DType, Layout, Out, Recorder, Tensor};
+use landmark_core::testing::{f32_bytes, i32_bytes, normals, u32_bytes};
+use landmark_core::{Cols, DType, Layout, Out, Recorder, Tensor};
 
 /// Sizes that straddle words, vectors and workgroups.
 const SIZES: [usize; 6] = [1, 3, 4, 62, 1024, 1031];
@@ -63,6 +63,78 @@ fn products() {
             let values =
                 |salt, tensor: Tensor| (tensor, f32_bytes(&normals(salt, layout.info(tensor).shape.numel())));
             let inputs = vec![values(1, a), values(2, b), values(3, bias), values(4, out)];
+            compare_on_all(&r.finish(), &inputs);
+        }
+    }
+}
+
+fn floats(layout: &Layout, salt: u32, tensor: Tensor) -> (Tensor, Vec<u8>) {
+    (tensor, f32_bytes(&normals(salt, layout.info(tensor).shape.numel())))
+}
+
+#[test]
+fn norms() {
+    for (rows, cols) in [(1, 1), (3, 6), (5, 7), (2, 64), (7, 260), (2, 2052)] {
+        for kind in [NormKind::Layer { eps: 1e-5 }, NormKind::Rms { eps: 1e-6 }] {
+            for has_bias in [false, true] {
+                let mut layout = Layout::new();
+                let [x, delta, sum, out, alone] = ["x", "delta", "sum", "out", "alone"]
+                    .map(|name| layout.add(name, DType::F32, [rows, cols]));
+                let [weight, bias] = ["weight", "bias"].map(|name| layout.add(name, DType::F32, [cols]));
+                let given = has_bias.then_some(bias);
+                let mut r = Recorder::new(format!("{kind:?} of {rows} x {cols}, bias {has_bias}"), &layout);
+                r.push(Norm { kind, x, weight, bias: given, out: alone });
+                r.push(AddNorm { kind, x, delta, weight, bias: given, sum, out });
+                let inputs: Vec<_> =
+                    [x, delta, weight, bias].iter().zip(1..).map(|(t, salt)| floats(&layout, salt, *t)).collect();
+                compare_on_all(&r.finish(), &inputs);
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_and_copies() {
+    for (vocab, cols) in [(5, 3), (7, 4), (300, 66)] {
+        let mut layout = Layout::new();
+        let tokens = layout.add("tokens", DType::U32, [2, 5]);
+        let table = layout.add("table", DType::F32, [vocab, cols]);
+        let out = layout.add("out", DType::F32, [2, 5, cols]);
+        let to = layout.add("to", DType::F32, [2, 7, cols + 3]);
+        let mut r = Recorder::new(format!("embedding {vocab} x {cols}"), &layout);
+        r.push(Embed { tokens, table, out });
+        for (add, start) in [(false, 0), (true, 1), (false, 3)] {
+            let from = Cols { tensor: out, start: 1, width: cols - 1 };
+            let to = Cols { tensor: to, start, width: cols - 1 };
+            r.push(CopyRows { from, from_row: 1, to, add, to_row: 3, rows: 4 });
+        }
+        let ids: Vec<u32> = (0..10).map(|i| i * 7 % vocab as u32).collect();
+        let inputs = vec![(tokens, u32_bytes(&ids)), floats(&layout, 1, table), floats(&layout, 2, to)];
+        compare_on_all(&r.finish(), &inputs);
+    }
+}
+
+#[test]
+fn rotary_positions() {
+    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
+        for head_dim in [2, 4, 6, 8, 10, 20, 128] {
+            let mut layout = Layout::new();
+            let x = layout.add("x", DType::F32, [3, 5 * head_dim + 2]);
+            let out = layout.add("out", DType::F32, [3, 2 * head_dim]);
+            let positions = layout.add("positions", DType::I32, [3]);
+            let frequencies = layout.add("frequencies", DType::F32, [head_dim / 2]);
+            let mut r = Recorder::new(format!("{style:?} of {head_dim}"), &layout);
+            let cols = Cols { tensor: x, start: head_dim + 2, width: 2 * head_dim };
+            let all = Cols::all(out, 2 * head_dim);
+            for (out, inverse) in [(all, false), (cols, false), (cols, true)] {
+                r.push(Rope { x: cols, positions, frequencies, style, head_dim, inverse, out });
+            }
+            let angles: Vec<f64> = (0..head_dim / 2).map(|i| 0.7_f64.powi(i as i32)).collect();
+            let inputs = vec![
+                floats(&layout, 1, x),
+                (positions, i32_bytes(&[-1, 7, 120])),
+                (frequencies, f32_bytes(&angles)),
+            ];
             compare_on_all(&r.finish(), &inputs);
         }
     }

@@ -3,8 +3,12 @@
 //! One file an op, named as the op's file in the core. A launcher reads the op and its tensors' shapes and types, and
 //! appends dispatches to the [`Compiler`].
 
+mod copy;
 mod elementwise;
+mod embed;
 mod matmul;
+mod norm;
+mod rope;
 
 use crate::plan::Compiler;
 use landmark_core::Result;
@@ -13,9 +17,14 @@ use landmark_core::ops::Op;
 /// Launches an op.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<()> {
     match c.op() {
+        Op::AddNorm(op) => norm::add_norm(op, c),
+        Op::CopyRows(op) => copy::copy_rows(op, c),
+        Op::Embed(op) => embed::embed(op, c),
         Op::Fill(op) => elementwise::fill(op, c),
         Op::Gelu(op) => elementwise::gelu(op, c),
         Op::Matmul(op) => matmul::matmul(op, c),
+        Op::Norm(op) => norm::norm(op, c),
+        Op::Rope(op) => rope::rope(op, c),
         Op::SwiGlu(op) => elementwise::swiglu(op, c),
         _ => Err(c.unsupported(
             "the wgpu backend runs models and does not train them: train with --device cuda or --device cpu",
