@@ -85,8 +85,11 @@ fn norms() {
                 let mut r = Recorder::new(format!("{kind:?} of {rows} x {cols}, bias {has_bias}"), &layout);
                 r.push(Norm { kind, x, weight, bias: given, out: alone });
                 r.push(AddNorm { kind, x, delta, weight, bias: given, sum, out });
-                let inputs: Vec<_> =
-                    [x, delta, weight, bias].iter().zip(1..).map(|(t, salt)| floats(&layout, salt, *t)).collect();
+                let inputs: Vec<_> = [x, delta, weight, bias]
+                    .iter()
+                    .zip(1..)
+                    .map(|(t, salt)| floats(&layout, salt, *t))
+                    .collect();
                 compare_on_all(&r.finish(), &inputs);
             }
         }

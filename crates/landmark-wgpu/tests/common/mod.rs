@@ -32,3 +32,8 @@ pub fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
         assert_eq!(divergence, None, "{}", program.name);
     }
 }
+
+/// The floats of a tensor in f32.
+pub fn values(bytes: &[u8]) -> Vec<f64> {
+    bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+}
