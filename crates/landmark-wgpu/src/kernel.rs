@@ -5,7 +5,7 @@
 //! once for f32, bf16 and f16, for rows of any length, and for operands that may be missing:
 //!
 //! - `x_quad(e, valid)`: elements `e .. e + 4` as `vec4<f32>`, zero from number `valid` on;
-//! - `x_one(e)`: one element; `x_at(e)` for integers;
+//! - `x_one(e)`: one element; `x_at(e)` for integers, and `x_set(e, v)`;
 //! - `x_put(e, v, valid)`: writes elements `e .. e + valid`; `x_put_one(e, v)` writes one.
 //!
 //! How these touch memory depends on the *alignment* that the launcher promises: 4 when every `e` is a multiple of 4
@@ -203,6 +203,7 @@ impl Kernel {
             "fn {name}_quad(e: u32, valid: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}\n\
              fn {name}_one(e: u32) -> f32 {{ return 0.0; }}\n\
              fn {name}_at(e: u32) -> u32 {{ return 0u; }}\n\
+             fn {name}_set(e: u32, v: u32) {{ }}\n\
              fn {name}_put(e: u32, v: vec4<f32>, valid: u32) {{ }}\n\
              fn {name}_put_one(e: u32, v: f32) {{ }}\n"
         );
@@ -315,6 +316,9 @@ fn accessors(to: &mut String, name: &str, dtype: DType, alignment: usize, is_wri
         DType::U32 | DType::I32 => {
             let element = element(dtype, 1);
             let _ = writeln!(to, "fn {name}_at(e: u32) -> {element} {{ return {name}[e]; }}");
+            if is_written {
+                let _ = writeln!(to, "fn {name}_set(e: u32, v: {element}) {{ {name}[e] = v; }}");
+            }
         }
         DType::F32 => f32_accessors(to, name, alignment, is_written),
         DType::Bf16 => half_accessors(to, name, "bf16", alignment, is_written),

@@ -143,6 +143,31 @@ fn rotary_positions() {
     }
 }
 
+/// Predictions are compared exactly, losses as products are.
+#[test]
+fn losses() {
+    for (rows, cols, vocab) in [(1, 4, 3), (5, 7, 300), (11, 64, 1027)] {
+        for (predicts, has_targets) in [(true, true), (false, true), (true, false)] {
+            let mut layout = Layout::new();
+            let x = layout.add("x", DType::F32, [rows, cols]);
+            let weight = layout.add("weight", DType::F32, [vocab, cols]);
+            let targets = layout.add("targets", DType::I32, [rows]);
+            let loss = layout.add("loss", DType::F32, [1]);
+            let predictions = layout.add("predictions", DType::U32, [rows]);
+            let mut r = Recorder::new(format!("loss of {rows} x {vocab}"), &layout);
+            let predictions = predicts.then_some(predictions);
+            r.push(LinearCrossEntropy { x, weight, targets, loss, predictions, gradient: None });
+            let target = |i: usize| if i % 3 == 2 || !has_targets { -1 } else { (i * 17 % vocab) as i32 };
+            let inputs = vec![
+                floats(&layout, 1, x),
+                floats(&layout, 2, weight),
+                (targets, i32_bytes(&(0..rows).map(target).collect::<Vec<i32>>())),
+            ];
+            compare_on_all(&r.finish(), &inputs);
+        }
+    }
+}
+
 #[test]
 fn both_devices_are_there() {
     let [full, baseline] = devices();

@@ -4,6 +4,7 @@
 //! appends dispatches to the [`Compiler`].
 
 mod copy;
+mod cross_entropy;
 mod elementwise;
 mod embed;
 mod landmark_attention;
@@ -20,6 +21,10 @@ use landmark_core::ops::Op;
 const MEMORY: &str = include_str!("../shaders/memory.wgsl");
 const SOFTMAX: &str = include_str!("../shaders/grouped_softmax.wgsl");
 
+/// Why an op has no kernel.
+const TRAINING: &str =
+    "the wgpu backend runs models and does not train them: train with --device cuda or --device cpu";
+
 /// Launches an op.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<()> {
     match c.op() {
@@ -31,14 +36,13 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<()> {
         Op::Gelu(op) => elementwise::gelu(op, c),
         Op::LandmarkAttention(op) => landmark_attention::landmark_attention(op, c),
         Op::LandmarkScores(op) => memory::landmark_scores(op, c),
+        Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c),
         Op::Matmul(op) => matmul::matmul(op, c),
         Op::Norm(op) => norm::norm(op, c),
         Op::RetrievalAttention(op) => memory::retrieval_attention(op, c),
         Op::Rope(op) => rope::rope(op, c),
         Op::SelectBlocks(op) => memory::select_blocks(op, c),
         Op::SwiGlu(op) => elementwise::swiglu(op, c),
-        _ => Err(c.unsupported(
-            "the wgpu backend runs models and does not train them: train with --device cuda or --device cpu",
-        )),
+        _ => Err(c.unsupported(TRAINING)),
     }
 }

@@ -15,7 +15,7 @@ fn a_row(row: u32, k: u32, valid: u32) -> vec4<f32> {
     if (row >= params.m || valid == 0u) {
         return vec4<f32>(0.0);
     }
-    return a_quad(row * params.k + k, valid);
+    return a_quad((params.above + row) * params.k + k, valid);
 }
 
 fn b_row(row: u32, k: u32, valid: u32) -> vec4<f32> {

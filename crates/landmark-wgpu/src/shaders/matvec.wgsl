@@ -28,7 +28,7 @@ fn main(
         let b2 = b_row(col + 2u, k, valid);
         let b3 = b_row(col + 3u, k, valid);
         for (var row = 0u; row < ROWS; row++) {
-            let a = a_quad(row * params.k + k, valid);
+            let a = a_quad((params.above + row) * params.k + k, valid);
             sums[row] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
         }
     }
