@@ -92,6 +92,14 @@ fn cuda_devices() -> landmark_core::Result<usize> {
     landmark_cuda::device_count()
 }
 
+/// Bytes of a GPU's memory that are in use.
+pub fn memory_in_use(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(number) => landmark_cuda::memory_in_use(number as usize).ok(),
+    }
+}
+
 /// The backend of a CUDA device.
 ///
 /// # Errors

@@ -133,7 +133,9 @@ impl Error {
                 "the file is damaged, or was written by another program; \
                  a flag of the same name on the command line takes precedence",
             ),
-            Error::Device { .. } => Some("use --device cpu, or --device auto for the best there is; landmark info says what was found"),
+            Error::Device { .. } => Some(
+                "use --device cpu, or --device auto for the best there is; landmark info says what was found",
+            ),
             _ => None,
         }
     }

@@ -36,8 +36,8 @@ pub(crate) fn lay_out(sizes: impl Iterator<Item = u64>) -> (Vec<u64>, u64) {
 }
 
 impl CudaArena {
-    /// Device address of a tensor of the layout.
-    pub(crate) fn address(&self, tensor: Tensor) -> u64 {
+    /// Device address of a tensor of the layout, valid as long as the arena lives.
+    pub fn address(&self, tensor: Tensor) -> u64 {
         self.buffer.address + self.offsets[tensor.index()]
     }
 

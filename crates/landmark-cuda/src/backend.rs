@@ -3,13 +3,14 @@
 use crate::arena::{CudaArena, lay_out};
 use crate::cache::Cache;
 use crate::compile::Defines;
+use crate::cublaslt::CublasLt;
 use crate::driver::{Buffer, Device, DeviceInfo, Launch, Pinned};
 use crate::modules::Kernels;
-use crate::plan::{self, CudaPlan};
+use crate::plan::{self, CudaPlan, OpTime};
 use crate::staging::{LARGEST, Staging};
 use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// An index that some kernel checks, for the message.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     checks: Mutex<Vec<IndexCheck>>,
     transient: Mutex<Option<Arc<Buffer>>>,
     pub(crate) kernels: Kernels,
+    cublaslt: OnceLock<Arc<CublasLt>>,
     /// Waits after every launch, so that a failure names its op (`LANDMARK_CUDA_CAUTIOUS=1`).
     pub(crate) is_cautious: bool,
     /// Last, so that everything on it is gone before it is.
@@ -63,6 +65,14 @@ impl Shared {
         let buffer = Arc::new(Buffer::new(&self.device, bytes, &what)?);
         *held = Some(buffer.clone());
         Ok(buffer)
+    }
+
+    /// cuBLASLt, opened when the first product is planned.
+    pub(crate) fn cublaslt(&self) -> Result<&Arc<CublasLt>> {
+        if self.cublaslt.get().is_none() {
+            let _ = self.cublaslt.set(Arc::new(CublasLt::new()?));
+        }
+        self.cublaslt.get().ok_or_else(|| Error::Device("cuBLASLt was not opened".into()))
     }
 
     /// After a wait: the index that a kernel found out of range.
@@ -110,20 +120,40 @@ impl Cuda {
         let kernels = Kernels::new(cache);
         let function =
             kernels.module(&device, "apply_writes.cu", &Defines::new())?.function("apply_writes")?;
-        let apply =
-            Launch { function, grid: [1; 3], block: 128, shared: 0, dependent: false, args: Vec::new() };
+        let apply = Launch {
+            function,
+            grid: [1; 3],
+            block: 128,
+            shared: 0,
+            dependent: false,
+            cluster: 1,
+            args: Vec::new(),
+        };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
         let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");
-        let (checks, transient) = (Mutex::default(), Mutex::default());
+        let (checks, transient, cublaslt) = (Mutex::default(), Mutex::default(), OnceLock::new());
         Ok(Cuda {
-            shared: Arc::new(Shared { staging, status, checks, transient, kernels, is_cautious, device }),
+            shared: Arc::new(Shared {
+                staging,
+                status,
+                checks,
+                transient,
+                kernels,
+                cublaslt,
+                is_cautious,
+                device,
+            }),
         })
     }
 
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         &self.shared.device.info
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Waits for everything that was started: for measuring.
@@ -135,6 +165,16 @@ impl Cuda {
         lock(&self.shared.staging).flush(&self.shared.device)?;
         self.shared.device.synchronise()?;
         self.shared.report()
+    }
+
+    /// Runs a program once, launch by launch, and says how long each op took.
+    ///
+    /// # Errors
+    /// As [`run`](Backend::run).
+    pub fn profile(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<Vec<OpTime>> {
+        self.shared.device.enter()?;
+        lock(&self.shared.staging).flush(&self.shared.device)?;
+        plan.profile(&self.shared)
     }
 
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {

@@ -5,7 +5,7 @@
 //! that the driver compiles nothing and the cache on disk is all there is to wait for.
 
 use crate::cache::{self, Cache};
-use crate::nvrtc::{Compiled, Nvrtc};
+use crate::nvrtc::{Compiled, Image, Nvrtc};
 use landmark_core::{DType, Error, Result};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -16,10 +16,45 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: [(&str, &str); 1] = embedded!["common.cuh"];
+static HEADERS: &[(&str, &str)] = &embedded![
+    "attention_tile.cuh",
+    "common.cuh",
+    "element.cuh",
+    "hopper.cuh",
+    "landmark_attention_backward_hopper.cuh",
+    "mma.cuh",
+    "random.cuh",
+    "rotary.cuh",
+    "tiles.cuh",
+];
 
 /// Kernel files.
-static SOURCES: &[(&str, &str)] = &embedded!["apply_writes.cu", "elementwise.cu"];
+static SOURCES: &[(&str, &str)] = &embedded![
+    "append_kv.cu",
+    "apply_writes.cu",
+    "copy.cu",
+    "cross_entropy.cu",
+    "dropout.cu",
+    "elementwise.cu",
+    "embed.cu",
+    "landmark_attention_backward_keys_hopper.cu",
+    "landmark_attention_backward_queries_hopper.cu",
+    "landmark_attention_hopper.cu",
+    "landmark_choice.cu",
+    "landmark_scores.cu",
+    "matvec.cu",
+    "norm.cu",
+    "optimizer.cu",
+    "retrieval_attention.cu",
+    "retrieval_decode.cu",
+    "retrieval_prefill.cu",
+    "rope.cu",
+    "select_blocks.cu",
+    "sum_rows.cu",
+    "landmark_attention.cu",
+    "landmark_attention_any.cu",
+    "landmark_attention_backward.cu",
+];
 
 /// What `-D` gives a kernel file, in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,8 +111,9 @@ impl Arch {
         self.0 == 90
     }
 
-    fn option(self) -> String {
-        format!("--gpu-architecture=sm_{}{}", self.0, if self.is_hopper() { "a" } else { "" })
+    fn option(self, image: Image) -> String {
+        let kind = if image == Image::Ptx { "compute" } else { "sm" };
+        format!("--gpu-architecture={kind}_{}{}", self.0, if self.is_hopper() { "a" } else { "" })
     }
 }
 
@@ -128,23 +164,31 @@ fn source_of(file: &str) -> Result<&'static str> {
     found.map(|(_, text)| *text).ok_or_else(|| Error::Device(format!("there is no kernel file {file}")))
 }
 
-fn options(defines: &Defines, arch: Arch) -> Vec<String> {
-    let mut options = vec![arch.option(), "--std=c++17".into(), "-default-device".into()];
+/// What the driver is given: machine code, unless `LANDMARK_CUDA_IMAGE=ptx`, as for a device that is newer than NVRTC,
+/// or none at all (`landmark-emulator`).
+fn image() -> Image {
+    let is_ptx = std::env::var_os("LANDMARK_CUDA_IMAGE").is_some_and(|v| v == "ptx");
+    if is_ptx { Image::Ptx } else { Image::Cubin }
+}
+
+fn options(defines: &Defines, arch: Arch, image: Image) -> Vec<String> {
+    let mut options = vec![arch.option(image), "--std=c++17".into(), "-default-device".into()];
     options.extend(defines.0.iter().map(|(name, value)| format!("-D{name}={value}")));
     options
 }
 
-fn run(nvrtc: &Nvrtc, file: &str, options: &[String]) -> Result<Compiled> {
-    nvrtc.compile(file, source_of(file)?, &HEADERS, options)
+fn run(nvrtc: &Nvrtc, file: &str, options: &[String], image: Image) -> Result<Compiled> {
+    nvrtc.compile(file, source_of(file)?, HEADERS, options, image)
 }
 
-/// The machine code of a variant, from the cache or made now.
+/// The machine code of a variant or its PTX, from the cache or made now.
 ///
 /// # Errors
 /// NVRTC is missing where the cache does not have it, or the source does not compile.
 pub fn cubin(file: &str, defines: &Defines, arch: Arch, cache: &Cache) -> Result<Vec<u8>> {
     let nvrtc = Nvrtc::get()?;
-    let options = options(defines, arch);
+    let image = image();
+    let options = options(defines, arch, image);
     let (major, minor) = nvrtc.version();
     let version = format!("NVRTC {major}.{minor}");
     let mut parts = vec![version.as_bytes(), source_of(file)?.as_bytes()];
@@ -154,9 +198,9 @@ pub fn cubin(file: &str, defines: &Defines, arch: Arch, cache: &Cache) -> Result
     if let Some(found) = cache.get(&key) {
         return Ok(found);
     }
-    let compiled = run(nvrtc, file, &options)?;
-    cache.put(&key, &compiled.cubin);
-    Ok(compiled.cubin)
+    let compiled = run(nvrtc, file, &options, image)?;
+    cache.put(&key, &compiled.image);
+    Ok(compiled.image)
 }
 
 /// Compiles many variants at once, on as many threads as the machine has processors. Results are in the order of
@@ -188,9 +232,9 @@ pub(crate) fn cubins(wanted: &[(&'static str, Defines)], arch: Arch, cache: &Cac
 /// # Errors
 /// As [`cubin`].
 pub fn report(variant: &Variant, arch: Arch) -> Result<Vec<Resources>> {
-    let mut options = options(&variant.defines, arch);
+    let mut options = options(&variant.defines, arch, Image::Cubin);
     options.push("--ptxas-options=-v".into());
-    Ok(parse_report(&run(Nvrtc::get()?, variant.file, &options)?.log))
+    Ok(parse_report(&run(Nvrtc::get()?, variant.file, &options, Image::Cubin)?.log))
 }
 
 /// Whether there is a compiler, and which: its path and version.

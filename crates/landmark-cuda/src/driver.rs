@@ -46,10 +46,24 @@ pub struct DeviceInfo {
     pub driver: u32,
 }
 
+/// A library by the first of these names that the loader finds.
+///
+/// Not cudarc's own probe: that exists only where cudarc loads libraries itself, and in a build beside a crate that has
+/// it link them (candle) it does not.
+pub(crate) fn find_library(names: &[&str]) -> Option<libloading::Library> {
+    // SAFETY: NVIDIA's libraries may be loaded at any time.
+    names.iter().find_map(|&name| unsafe { libloading::Library::new(name) }.ok())
+}
+
+/// The driver's library.
+fn library() -> Option<&'static libloading::Library> {
+    static LIBRARY: std::sync::OnceLock<Option<libloading::Library>> = std::sync::OnceLock::new();
+    LIBRARY.get_or_init(|| find_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])).as_ref()
+}
+
 /// Loads and initialises the driver.
 fn initialise() -> Result<i32> {
-    // SAFETY: looks for a library; calls no function of it.
-    if !unsafe { sys::is_culib_present() } {
+    if library().is_none() {
         return Err(Error::Device(
             "no NVIDIA driver was found (libcuda.so.1): install the driver of your GPU, or use --device cpu"
                 .into(),
@@ -82,6 +96,23 @@ pub fn count() -> Result<usize> {
     // SAFETY: an integer to write.
     unsafe { check(sys::cuDeviceGetCount(&mut count), "counting devices")? };
     Ok(count as usize)
+}
+
+/// What is known of a device.
+///
+/// # Errors
+/// No driver, no such device, or one that is too old.
+pub fn info(ordinal: usize) -> Result<DeviceInfo> {
+    Ok(Device::open(ordinal)?.info.clone())
+}
+
+/// Bytes of a device's memory that are in use, by this process or others.
+///
+/// # Errors
+/// As [`info`].
+pub fn memory_in_use(ordinal: usize) -> Result<u64> {
+    let device = Device::open(ordinal)?;
+    Ok(device.info.memory.saturating_sub(device.free_memory()?))
 }
 
 /// A device, with the one stream on which everything happens.
@@ -487,13 +518,15 @@ impl TensorMap {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Arg {
     U64(u64),
     U32(u32),
     I32(i32),
     F32(f32),
     Map(TensorMap),
+    /// A struct taken by value, of members of at most 8 bytes.
+    Struct(Arc<[u64]>),
 }
 
 macro_rules! from {
@@ -503,7 +536,7 @@ macro_rules! from {
         }
     )* };
 }
-from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map);
+from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map, Arc<[u64]> => Struct);
 
 /// One launch of a kernel.
 #[derive(Clone, Debug)]
@@ -514,11 +547,22 @@ pub(crate) struct Launch {
     pub(crate) shared: u32,
     /// May begin before the launch ahead of it has ended: the kernel waits by `griddepcontrol.wait`.
     pub(crate) dependent: bool,
+    /// Blocks of a cluster, along the grid's first axis; 1: no clusters.
+    pub(crate) cluster: u32,
     pub(crate) args: Vec<Arg>,
 }
 
 impl Launch {
     pub(crate) fn issue(&self, device: &Device) -> Result<()> {
+        // SAFETY: the device's own stream is alive.
+        unsafe { self.issue_on(device.stream) }
+    }
+
+    /// The same on another stream of the primary context.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    pub(crate) unsafe fn issue_on(&self, stream: sys::CUstream) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self
             .args
             .iter()
@@ -528,12 +572,24 @@ impl Launch {
                 Arg::I32(x) => (x as *const i32).cast_mut().cast(),
                 Arg::F32(x) => (x as *const f32).cast_mut().cast(),
                 Arg::Map(x) => (&raw const x.0).cast_mut().cast(),
+                Arg::Struct(x) => x.as_ptr().cast_mut().cast(),
             })
             .collect();
         // SAFETY: all bits zero are a valid value of this plain C struct.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        if self.dependent {
+            attributes[count].id =
+                sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if self.cluster > 1 {
+            attributes[count].id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            count += 1;
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: self.grid[0],
             gridDimY: self.grid[1],
@@ -542,9 +598,9 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: device.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.dependent),
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
         };
         // SAFETY: the launcher gave the arguments that the kernel takes, which the driver copies during the call.
         let status = unsafe {
@@ -638,8 +694,8 @@ impl Event {
         // SAFETY: both are alive; the signature is that of cuda.h. Asked for by its first name, since the second came
         // with the drivers of 12.8.
         unsafe {
-            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
-            let elapsed = elapsed.map_err(|error| Error::Device(error.to_string()))?;
+            let elapsed = library().and_then(|cuda| cuda.get::<Elapsed>(b"cuEventElapsedTime\0").ok());
+            let elapsed = elapsed.ok_or_else(|| Error::Device("the driver measures no times".into()))?;
             check(elapsed(&mut time, earlier.0, self.0), "reading a time")?;
         }
         Ok(time)

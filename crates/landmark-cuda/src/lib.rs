@@ -16,7 +16,9 @@ mod arena;
 mod backend;
 pub mod cache;
 pub mod compile;
+mod cublaslt;
 mod driver;
+pub mod fused;
 mod modules;
 mod nvrtc;
 mod ops;
@@ -25,6 +27,6 @@ mod staging;
 
 pub use arena::CudaArena;
 pub use backend::Cuda;
-pub use driver::{DeviceInfo, count as device_count};
+pub use driver::{DeviceInfo, count as device_count, info as device_info, memory_in_use};
 pub use ops::variants;
-pub use plan::CudaPlan;
+pub use plan::{CudaPlan, OpTime};

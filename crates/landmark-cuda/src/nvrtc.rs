@@ -7,7 +7,7 @@
 use landmark_core::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 type Program = *mut c_void;
@@ -32,14 +32,26 @@ pub(crate) struct Nvrtc {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    ptx_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     /// Where it was found, as the loader knows it.
     pub(crate) path: PathBuf,
-    _library: Library,
+    _libraries: Vec<Library>,
+}
+
+/// What a compilation is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// Machine code for one architecture.
+    Cubin,
+    /// The portable assembly that the driver compiles itself.
+    Ptx,
 }
 
 /// What a compilation gives.
 pub(crate) struct Compiled {
-    pub(crate) cubin: Vec<u8>,
+    /// Machine code, or PTX with a zero byte at its end.
+    pub(crate) image: Vec<u8>,
     /// Warnings, and the report of the assembler where it was asked for.
     pub(crate) log: String,
 }
@@ -64,6 +76,19 @@ fn candidates() -> Vec<PathBuf> {
     found
 }
 
+/// NVRTC opens its built-in functions by name, which finds them where they are loaded already: so they are loaded from
+/// the folder of the library, if it was given with one.
+fn companions(path: &Path) -> Vec<Library> {
+    let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_one = |p: &PathBuf| {
+        p.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libnvrtc-builtins.so."))
+    };
+    // SAFETY: as in `Nvrtc::load`.
+    paths.filter(is_one).filter_map(|p| unsafe { Library::new(p) }.ok()).collect()
+}
+
 impl Nvrtc {
     /// The library, loaded once for the process.
     pub(crate) fn get() -> Result<&'static Nvrtc> {
@@ -81,13 +106,14 @@ impl Nvrtc {
     fn load(path: PathBuf) -> Option<Nvrtc> {
         // SAFETY: the library is NVIDIA's, its initialisers touch nothing of ours; the signatures are those of nvrtc.h.
         unsafe {
+            let mut libraries = companions(&path);
             let library = Library::new(&path).ok()?;
             macro_rules! symbol {
                 ($name:literal) => {
                     *library.get($name).ok()?
                 };
             }
-            Some(Nvrtc {
+            let found = Nvrtc {
                 version: symbol!(b"nvrtcVersion\0"),
                 error: symbol!(b"nvrtcGetErrorString\0"),
                 create: symbol!(b"nvrtcCreateProgram\0"),
@@ -97,9 +123,13 @@ impl Nvrtc {
                 log: symbol!(b"nvrtcGetProgramLog\0"),
                 cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
                 cubin: symbol!(b"nvrtcGetCUBIN\0"),
+                ptx_size: symbol!(b"nvrtcGetPTXSize\0"),
+                ptx: symbol!(b"nvrtcGetPTX\0"),
                 path,
-                _library: library,
-            })
+                _libraries: Vec::new(),
+            };
+            libraries.push(library);
+            Some(Nvrtc { _libraries: libraries, ..found })
         }
     }
 
@@ -111,14 +141,19 @@ impl Nvrtc {
         (major, minor)
     }
 
-    /// Compiles `source`; `headers` are the names and texts that it may include.
+    /// Compiles `source` to `image`; `headers` are the names and texts that it may include.
     pub(crate) fn compile(
         &self,
         name: &str,
         source: &str,
         headers: &[(&str, &str)],
         options: &[String],
+        image: Image,
     ) -> Result<Compiled> {
+        let (size_of_image, get_image) = match image {
+            Image::Cubin => (self.cubin_size, self.cubin),
+            Image::Ptx => (self.ptx_size, self.ptx),
+        };
         let c = |text: &str| CString::new(text).map_err(|_| Error::Device(format!("{name}: a zero byte")));
         let (source, file) = (c(source)?, c(name)?);
         let names: Vec<CString> = headers.iter().map(|(name, _)| c(name)).collect::<Result<_>>()?;
@@ -146,10 +181,10 @@ impl Nvrtc {
             let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_string();
             let result = self.check(status, name, &log).and_then(|()| {
                 let mut size = 0;
-                self.check((self.cubin_size)(program, &mut size), name, "")?;
-                let mut cubin = vec![0_u8; size];
-                self.check((self.cubin)(program, cubin.as_mut_ptr().cast()), name, "")?;
-                Ok(Compiled { cubin, log })
+                self.check(size_of_image(program, &mut size), name, "")?;
+                let mut image = vec![0_u8; size];
+                self.check(get_image(program, image.as_mut_ptr().cast()), name, "")?;
+                Ok(Compiled { image, log })
             });
             (self.destroy)(&mut program);
             result

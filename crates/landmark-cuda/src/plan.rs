@@ -10,13 +10,25 @@
 use crate::arena::{CudaArena, aligned, lay_out};
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
-use crate::driver::{Arg, Buffer, Function, Graph, Launch, TensorMap, TensorMapShape};
+use crate::cublaslt::{Ask, Product};
+use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
 use crate::ops;
 use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
 use std::sync::Arc;
+
+/// How long an op took, see [`Cuda::profile`](crate::Cuda::profile).
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpTime {
+    /// Number of the op in the program; of the first, where a launch serves several.
+    pub op: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// Milliseconds of a run, gaps between launches included.
+    pub milliseconds: f32,
+}
 
 /// What replaces addresses in the first walk: aligned, and never used.
 const NOWHERE: u64 = 1 << 40;
@@ -27,6 +39,7 @@ pub(crate) enum Step {
     Kernel(Launch),
     Zero { address: u64, bytes: u64 },
     Copy { from: u64, to: u64, bytes: u64 },
+    Product(Box<Product>),
 }
 
 /// A compiled program.
@@ -52,8 +65,7 @@ pub(crate) struct Compiler<'a> {
     shared: &'a Shared,
     program: &'a Program,
     arena: &'a CudaArena,
-    plan: &'a Plan,
-    slots: &'a [u64],
+    scratch: &'a Scratch,
     /// `None` in the first walk.
     transient: Option<u64>,
     scratch_bytes: u64,
@@ -65,7 +77,8 @@ pub(crate) struct Compiler<'a> {
     steps: Vec<(usize, Step)>,
 }
 
-/// Arguments of a launch, in the order of the kernel's parameters: `u64` addresses, `i32`, `u32`, `f32`, `TensorMap`.
+/// Arguments of a launch, in the order of the kernel's parameters: `u64` addresses, `i32`, `u32`, `f32`, `TensorMap`,
+/// and structs by value as `Arc<[u64]>`.
 macro_rules! args {
     ($($arg:expr),* $(,)?) => { vec![$($crate::driver::Arg::from($arg)),*] };
 }
@@ -106,10 +119,7 @@ impl Compiler<'_> {
     pub(crate) fn pointer(&self, tensor: Tensor) -> u64 {
         match self.info(tensor).place {
             Place::Persistent(owner) => self.arena.address(owner),
-            Place::Scratch => {
-                let slot = self.plan.slot(tensor).map_or(0, |slot| self.slots[slot]);
-                self.transient.unwrap_or(NOWHERE) + slot
-            }
+            Place::Scratch => self.transient.unwrap_or(NOWHERE) + self.scratch.offset(tensor),
         }
     }
 
@@ -175,7 +185,7 @@ impl Compiler<'_> {
         shared: u32,
         args: Vec<Arg>,
     ) -> Result<()> {
-        self.push(kernel, grid, block, shared, args, false)
+        self.push(kernel, grid, block, shared, args, (false, 1))
     }
 
     /// The same for a kernel that begins with `wait_for_launch_ahead()` before it touches memory: it may start while
@@ -188,8 +198,27 @@ impl Compiler<'_> {
         shared: u32,
         args: Vec<Arg>,
     ) -> Result<()> {
-        let dependent = self.arch().0 >= 90;
-        self.push(kernel, grid, block, shared, args, dependent)
+        let dependent = self.may_be_dependent();
+        self.push(kernel, grid, block, shared, args, (dependent, 1))
+    }
+
+    /// Launches overlap only between kernels: behind anything else the order is a plain one.
+    fn may_be_dependent(&self) -> bool {
+        self.arch().0 >= 90 && matches!(self.steps.last(), Some((_, Step::Kernel(_))))
+    }
+
+    /// The same with blocks that come in clusters of `cluster` along the grid's first axis (sm_90 on).
+    pub(crate) fn launch_cluster(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        cluster: u32,
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+    ) -> Result<()> {
+        let dependent = self.may_be_dependent();
+        self.push(kernel, grid, block, shared, args, (dependent, cluster))
     }
 
     fn push(
@@ -199,14 +228,14 @@ impl Compiler<'_> {
         block: u32,
         shared: u32,
         args: Vec<Arg>,
-        dependent: bool,
+        (dependent, cluster): (bool, u32),
     ) -> Result<()> {
         let Some(function) = kernel.0.clone() else { return Ok(()) };
         if grid.contains(&0) {
             return Ok(());
         }
         function.allow_shared(shared)?;
-        self.step(Step::Kernel(Launch { function, grid, block, shared, dependent, args }));
+        self.step(Step::Kernel(Launch { function, grid, block, shared, dependent, cluster, args }));
         Ok(())
     }
 
@@ -222,6 +251,25 @@ impl Compiler<'_> {
     /// Appends a copy on the device.
     pub(crate) fn copy(&mut self, from: u64, to: u64, bytes: u64) {
         self.step(Step::Copy { from, to, bytes });
+    }
+
+    /// Appends a matrix product.
+    pub(crate) fn product(&mut self, ask: Ask) -> Result<()> {
+        if self.transient.is_some() {
+            let product = Product::new(self.shared.cublaslt()?, ask)?;
+            self.step(Step::Product(Box::new(product)));
+        }
+        Ok(())
+    }
+
+    /// Whether two tensors may lie in the same memory: a scratch tensor that an op behind writes may take the place of
+    /// one that this op still reads. To be asked before ops are joined.
+    pub(crate) fn may_overlap(&self, a: Tensor, b: Tensor) -> bool {
+        match (self.info(a).place, self.info(b).place) {
+            (Place::Persistent(a), Place::Persistent(b)) => a == b,
+            (Place::Scratch, Place::Scratch) => self.scratch.share(a, b),
+            _ => false,
+        }
     }
 
     /// Describes a tensor for the copy engine.
@@ -254,16 +302,54 @@ impl Compiler<'_> {
     }
 }
 
+/// Scratch up to this size is not shared.
+const UNSHARED: u64 = 256 << 20;
+
+/// Where the scratch tensors lie in the transient buffer.
+///
+/// In a small program (a step of generation) each has a place of its own: then launches that take several ops may write
+/// the last op's result while other blocks still read the first op's operands. In others they share slots.
+struct Scratch {
+    plan: Option<Plan>,
+    /// Of each slot, or of each tensor where there is no plan.
+    offsets: Vec<u64>,
+    bytes: u64,
+}
+
+impl Scratch {
+    fn new(program: &Program) -> Self {
+        let own = |t: &Info| if t.place == Place::Scratch { t.bytes() as u64 } else { 0 };
+        let (offsets, bytes) = lay_out(program.tensors().iter().map(own));
+        if bytes <= UNSHARED {
+            return Scratch { plan: None, offsets, bytes };
+        }
+        let plan = Plan::new(program);
+        let (offsets, bytes) = lay_out(plan.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64));
+        Scratch { plan: Some(plan), offsets, bytes }
+    }
+
+    /// Whether two scratch tensors lie in the same place.
+    fn share(&self, a: Tensor, b: Tensor) -> bool {
+        self.offset(a) == self.offset(b)
+    }
+
+    fn offset(&self, tensor: Tensor) -> u64 {
+        match &self.plan {
+            Some(plan) => plan.slot(tensor).map_or(0, |slot| self.offsets[slot]),
+            None => self.offsets[tensor.index()],
+        }
+    }
+}
+
 /// Compiles `program` over `arena`.
 pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> Result<CudaPlan> {
-    let plan = Plan::new(program);
-    let (slots, scratch_bytes) = lay_out(plan.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64));
+    let scratch = Scratch::new(program);
+    let scratch_bytes = scratch.bytes;
     let mut compiler = Compiler {
         shared,
         program,
         arena,
-        plan: &plan,
-        slots: &slots,
+        scratch: &scratch,
         transient: None,
         scratch_bytes,
         at: 0,
@@ -293,19 +379,42 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
 impl CudaPlan {
     /// Issues every step.
     fn issue(&self, shared: &Shared) -> Result<()> {
+        self.steps.iter().try_for_each(|(op, step)| self.issue_step(shared, *op, step))
+    }
+
+    fn issue_step(&self, shared: &Shared, op: usize, step: &Step) -> Result<()> {
         let device = &shared.device;
+        let issued = match step {
+            Step::Kernel(launch) => launch.issue(device),
+            Step::Zero { address, bytes } => device.zero(*address, *bytes),
+            Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+            Step::Product(product) => product.issue(device),
+        };
+        let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
+        issued.map_err(|error| {
+            Error::Device(format!("{}, op {op} ({}): {error}", self.name, self.op_names[op]))
+        })
+    }
+
+    /// Runs the program step by step, with a point in time before each op.
+    pub(crate) fn profile(&self, shared: &Shared) -> Result<Vec<OpTime>> {
+        let mut points: Vec<(usize, Event)> = Vec::new();
         for (op, step) in &self.steps {
-            let issued = match step {
-                Step::Kernel(launch) => launch.issue(device),
-                Step::Zero { address, bytes } => device.zero(*address, *bytes),
-                Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
-            };
-            let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
-            issued.map_err(|error| {
-                Error::Device(format!("{}, op {op} ({}): {error}", self.name, self.op_names[*op]))
-            })?;
+            if points.last().is_none_or(|(last, _)| last != op) {
+                let event = Event::new()?;
+                event.record(&shared.device)?;
+                points.push((*op, event));
+            }
+            self.issue_step(shared, *op, step)?;
         }
-        Ok(())
+        let end = Event::new()?;
+        end.record(&shared.device)?;
+        shared.device.synchronise()?;
+        let ends = points.iter().skip(1).map(|(_, event)| event).chain([&end]);
+        let time = |((op, begin), end): (&(usize, Event), &Event)| {
+            Ok(OpTime { op: *op, name: self.op_names[*op], milliseconds: end.since(begin)? })
+        };
+        points.iter().zip(ends).map(time).collect()
     }
 
     /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.

@@ -10,10 +10,10 @@
 
 use crate::config::{Attention, ModelConfig};
 use crate::engine::{self, Engine};
-use crate::memory_reader::{Fetched, MemoryReader, room_for};
+use crate::memory_reader::{Fetched, MemoryReader};
 use crate::model::{CacheShape, Room};
 use crate::random::{Purpose, generator};
-use crate::reader::{PredictAt, Reader};
+use crate::reader::{PredictAt, Reader, laden_length};
 use crate::record::Granularity;
 use crate::sample::{SampleError, Sampling};
 use landmark_core::{Backend, DType};
@@ -64,7 +64,7 @@ impl Settings {
         let (tokens, logits) = match cache {
             CacheShape::None => (config.context.next_multiple_of(PADDING), PADDING),
             CacheShape::Kv { .. } => (self.chunk, 1),
-            CacheShape::Mem { block, .. } => (room_for(self.chunk, block), 1),
+            CacheShape::Mem { block, .. } => (laden_length(self.chunk, block), 1),
         };
         Room { batch, tokens, logits, cache, training: None, lookups: self.lookups, compute: DType::F32 }
     }

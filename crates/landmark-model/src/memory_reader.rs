@@ -8,7 +8,7 @@
 //! What each row reads does not depend on the rows beside it.
 
 use crate::engine::{Engine, Error, Result};
-use crate::reader::{PredictAt, given_positions, laden_length};
+use crate::reader::{PredictAt, given_positions};
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
 use landmark_core::Backend;
 use landmark_core::ops::{MemoryShape, NO_BLOCK};
@@ -147,6 +147,7 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
             return Ok(());
         }
         assert!(longest <= room, "a piece of {longest} positions in an engine with room for {room}");
+        // A whole chunk, the usual case, has a program of its very length; shorter pieces share those of a few.
         let tokens = longest.next_power_of_two().min(room);
         // Padding is a landmark, which every vocabulary has; nothing sees it.
         let mut ids = vec![landmark; rows.len() * tokens];
@@ -191,9 +192,4 @@ fn closes(position: usize, block: usize) -> usize {
 
 fn narrow(numbers: &[usize]) -> Vec<u32> {
     numbers.iter().map(|&n| n as u32).collect()
-}
-
-/// Positions that a chunk of `tokens` ordinary tokens takes at most, rounded as a reader rounds them.
-pub fn room_for(tokens: usize, block: usize) -> usize {
-    laden_length(tokens, block).next_power_of_two()
 }

@@ -324,5 +324,5 @@ pub(crate) fn given_positions(length: usize, count: usize, block: usize) -> Vec<
 
 /// Positions that `tokens` ordinary tokens can take at most in a memory of this block length.
 pub fn laden_length(tokens: usize, block: usize) -> usize {
-    tokens + tokens / (block - 1) + 1
+    tokens + tokens.div_ceil(block - 1)
 }

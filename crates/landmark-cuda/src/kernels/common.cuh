@@ -14,6 +14,13 @@ typedef long long i64;
 #define BF16 1
 #define F16 2
 
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+#ifndef NAN
+#define NAN __int_as_float(0x7fffffff)
+#endif
+
 // A tensor map of the copy engine; taken as `const __grid_constant__ TensorMap`.
 struct alignas(64) TensorMap {
     u64 opaque[16];

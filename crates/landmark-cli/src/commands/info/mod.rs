@@ -1,6 +1,8 @@
 //! `landmark info`: what there is: this machine, a model, a checkpoint, a saved memory, a token stream, or a prepared
 //! data set.
 
+mod machine;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -8,7 +10,6 @@ use landmark_data::{DatasetInfo, TokenStream, TokenType};
 use landmark_formats::pages::MemoryFile;
 use landmark_model::config::Attention;
 use landmark_model::table::{Format, Table};
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::info::InfoArgs;
@@ -20,15 +21,6 @@ use crate::python;
 use crate::report::Report;
 use crate::settings::{Given, RunArgs};
 
-/// What `landmark info` says about this machine.
-#[derive(Debug, Serialize)]
-struct Machine {
-    version: &'static str,
-    system: String,
-    threads: usize,
-    devices: Vec<&'static str>,
-}
-
 /// Describes this machine, or the file or folder given.
 ///
 /// # Errors
@@ -36,27 +28,9 @@ struct Machine {
 pub fn run(args: &InfoArgs, report: &Report) -> Result<()> {
     args.device.device.select()?;
     match &args.path {
-        None => machine(args, report),
+        None => machine::describe(args, report),
         Some(path) => described(path, report),
     }
-}
-
-fn machine(args: &InfoArgs, report: &Report) -> Result<()> {
-    let threads = args.common.threads.or_else(|| std::thread::available_parallelism().ok());
-    let machine = Machine {
-        version: env!("CARGO_PKG_VERSION"),
-        system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        threads: threads.map_or(1, std::num::NonZeroUsize::get),
-        devices: vec!["cpu"],
-    };
-    report.print(format!(
-        "landmark {} on {}, {} threads\ndevices: {} (cuda and wgpu are not part of this build)",
-        machine.version,
-        machine.system,
-        machine.threads,
-        machine.devices.join(", ")
-    ))?;
-    report.json(&machine)
 }
 
 /// A folder with a `dataset.json` is a data set, any other a checkpoint's; a `.bin` is a stream unless it is a zip

@@ -1,9 +1,8 @@
-//! `landmark bench`: the speed of training steps, or of forward passes with the loss, on random tokens.
+//! Training steps, and forward passes with the loss, on random tokens.
 //!
-//! A training step is one micro-batch, forward and backward, and the update of every weight.
+//! A training step is `--acc-steps` micro-batches, forward and backward, and the update of every weight.
 
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
 
 use landmark_core::Backend;
 use landmark_model::batch::Windows;
@@ -19,40 +18,46 @@ use pollster::block_on;
 use rand::RngExt;
 use serde::Serialize;
 
-use crate::args::bench::{BenchArgs, What};
-use crate::device::{Device, on_device};
+use super::measure;
+use crate::args::bench::{BenchArgs, ShapeName, What};
+use crate::device::{Device, memory_in_use, on_device};
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::report::{Report, scaled};
 use crate::settings::{RunArgs, Settings, check, model};
 
-/// How long to measure, if no number of steps is given.
-const DEFAULT_TIME: Duration = Duration::from_secs(20);
-
 /// The settings of the model that is measured. Reads nothing.
 ///
 /// # Errors
 /// Names the flag that cannot be followed.
-pub fn settings(args: &BenchArgs) -> Result<RunArgs> {
-    args.device.device.select()?;
+pub(super) fn settings(args: &BenchArgs) -> Result<RunArgs> {
+    let released = RunArgs::default();
+    let (layers, heads, width, length) = match args.shape {
+        None => (4, 4, 256, 256),
+        Some(ShapeName::Gpt) => (12, 8, 1024, 512),
+        Some(ShapeName::Llama7b) => {
+            let help = "use --shape gpt, or give --n-layer, --n-head and --n-embd";
+            return Err(Error::flag("--shape", "llama-7b is for prefill and decode", help));
+        }
+    };
+    let vocab_size = args.vocab_size.unwrap_or(50_304);
     let run = RunArgs {
         model: args.model,
-        n_layer: args.n_layer,
-        n_head: args.n_head,
-        n_embd: args.n_embd,
-        sequence_length: args.sequence_length,
-        batch_size: args.batch_size,
-        vocab_size: args.vocab_size,
-        mem_freq: Some(args.mem_freq),
-        landmark_id: RunArgs::default().landmark_id.min(args.vocab_size.saturating_sub(1) as u32),
+        n_layer: args.n_layer.unwrap_or(layers),
+        n_head: args.n_head.unwrap_or(heads),
+        n_embd: args.n_embd.unwrap_or(width),
+        sequence_length: args.sequence_length.unwrap_or(length),
+        batch_size: args.batch_size.unwrap_or(4),
+        acc_steps: args.acc_steps as usize,
+        vocab_size,
+        mem_freq: Some(args.mem_freq.unwrap_or(50)),
+        landmark_id: released.landmark_id.min(vocab_size.saturating_sub(1) as u32),
+        dtype: args.dtype.unwrap_or_default(),
         seed: args.seed,
         device: args.device.device,
-        ..RunArgs::default()
+        ..released
     };
     check::model(&run)?;
-    if args.steps == Some(0) {
-        return Err(Error::flag("--steps", "must be at least 1", ""));
-    }
     Ok(run)
 }
 
@@ -73,16 +78,18 @@ struct Outcome {
     gflops_per_second: f64,
     threads: usize,
     peak_memory_bytes: Option<u64>,
+    device: String,
+    /// Of a GPU, in use by all processes.
+    device_memory_bytes: Option<u64>,
     settings: Settings,
 }
 
-/// Measures speed.
+/// Measures training, or the forward pass.
 ///
 /// # Errors
 /// If the flags cannot be followed.
-pub fn run(args: &BenchArgs, report: &Report) -> Result<()> {
+pub(super) fn run(args: &BenchArgs, device: Device, report: &Report) -> Result<()> {
     let run = settings(args)?;
-    let device = run.device.select()?;
     on_device!(device, |backend| run_on(backend, args, &run, device, report))
 }
 
@@ -94,24 +101,28 @@ fn run_on<B: Backend>(
     report: &Report,
 ) -> Result<()> {
     let windows = windows(run)?;
+    let is_forward = args.what == What::Forward;
     let mut training = model::training(run, Schedule::Constant { rate: 1e-4 });
-    training.micro_batches = 1;
+    if is_forward {
+        training.micro_batches = 1;
+    }
     let mut room = Room { compute: device.compute(run.dtype), ..training.room() };
-    if args.what == What::Forward {
+    if is_forward {
         room.training = None;
     }
     let mut engine = Engine::new(backend, model::config(run)?, room)?;
     engine.initialise(run.seed)?;
-    let (parameters, flops) = (engine.model().parameter_count(), flops(&engine, args.what, run, &training));
-    let (what, times) = match args.what {
-        What::Forward => ("forward", forward(&mut engine, &windows, run, args.steps, report)?),
-        What::Train => {
+    let training_tokens = training.tokens_per_step() as usize;
+    let (parameters, flops) = (engine.model().parameter_count(), flops(&engine, is_forward, run, &training));
+    let (what, times) = match is_forward {
+        true => ("forward", forward(&mut engine, &windows, run, args.steps, report)?),
+        false => {
             let mut trainer = Trainer::new(engine, training);
             let step = |_| Ok(block_on(trainer.step(&windows)).map(|_| ())?);
             ("train", measure(args.steps, report, step)?)
         }
     };
-    let tokens = run.batch_size * run.sequence_length;
+    let tokens = training_tokens;
     let median = times[times.len() / 2];
     let outcome = Outcome {
         what,
@@ -124,6 +135,8 @@ fn run_on<B: Backend>(
         gflops_per_second: flops as f64 / median / 1e9,
         threads: rayon::current_num_threads(),
         peak_memory_bytes: peak_memory(),
+        device: super::name(device),
+        device_memory_bytes: memory_in_use(device),
         settings: shape(run),
     };
     report.json(&outcome)?;
@@ -148,11 +161,11 @@ fn windows(run: &RunArgs) -> Result<Windows<Box<[u32]>>> {
 }
 
 /// Operations of a step, as the recorded programs count them.
-fn flops<B: Backend>(engine: &Engine<B>, what: What, run: &RunArgs, training: &TrainSettings) -> u64 {
+fn flops<B: Backend>(engine: &Engine<B>, is_forward: bool, run: &RunArgs, training: &TrainSettings) -> u64 {
     let placement = run.mem_freq.map_or(Placement::None, |freq| Placement::Regular { block: freq + 1 });
-    let want = match what {
-        What::Forward => Want::Loss,
-        What::Train => Want::Gradients {
+    let want = match is_forward {
+        true => Want::Loss,
+        false => Want::Gradients {
             scale: 1.0,
             regularisation: training.regularisation,
             recompute: training.recompute,
@@ -161,14 +174,14 @@ fn flops<B: Backend>(engine: &Engine<B>, what: What, run: &RunArgs, training: &T
     let pass =
         Pass { batch: run.batch_size, tokens: run.sequence_length, placement, context: Context::None, want };
     let model = engine.model();
-    let update = match what {
-        What::Forward => 0,
-        What::Train => {
+    let update = match is_forward {
+        true => 0,
+        false => {
             let update = Update { weight_decay: training.weight_decay, max_norm: training.max_norm };
             record::update(model, &update).cost().flops
         }
     };
-    record::step(model, &pass).cost().flops + update
+    record::step(model, &pass).cost().flops * u64::from(training.micro_batches) + update
 }
 
 fn forward<B: Backend>(
@@ -189,36 +202,21 @@ fn forward<B: Backend>(
     })
 }
 
-/// Seconds of each step, sorted; the first step, which compiles, does not count.
-fn measure(steps: Option<u64>, report: &Report, mut step: impl FnMut(u64) -> Result<()>) -> Result<Vec<f64>> {
-    step(0)?;
-    let mut times = Vec::new();
-    let began = Instant::now();
-    let progress = report.progress("measuring", steps.unwrap_or(0), "steps");
-    for index in 1.. {
-        let start = Instant::now();
-        step(index)?;
-        times.push(start.elapsed().as_secs_f64());
-        let done = match steps {
-            Some(steps) => index >= steps,
-            None => began.elapsed() >= DEFAULT_TIME && times.len() >= 3,
-        };
-        if steps.is_some() {
-            progress.at(index, "");
-        }
-        if done {
-            break;
-        }
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
 /// The settings that decide how much there is to compute.
 fn shape(run: &RunArgs) -> Settings {
     let all = run.to_map();
-    let keys =
-        ["model", "n_layer", "n_head", "n_embd", "sequence_length", "batch_size", "vocab_size", "mem_freq"];
+    let keys = [
+        "model",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "sequence_length",
+        "batch_size",
+        "acc_steps",
+        "vocab_size",
+        "mem_freq",
+        "dtype",
+    ];
     keys.iter().filter_map(|&key| Some((key.to_owned(), all.get(key)?.clone()))).collect()
 }
 

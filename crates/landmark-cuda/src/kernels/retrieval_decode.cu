@@ -1,0 +1,381 @@
+// One token, or a few, against the landmark memory: everything between the projections of a layer, in one launch.
+//
+// For each head: turn q to its position, score the landmarks of all kept blocks, choose the best k, attend to them, to
+// the unfinished block and to the new keys, and store the new keys and values (spec section 4; ops Rope, Rope,
+// LandmarkScores, SelectBlocks, RetrievalAttention, AppendKv in one). A head is a cluster of RANKS blocks, 8 for a memory
+// of some size. They score a share of the landmarks each, exchange their best ones by distributed shared memory, and then
+// take one block of keys each; the results go to one of them, which weighs them by the outer softmax. So a token costs two
+// cluster barriers, one trip to memory for the landmarks, and one for the blocks. Before sm_90 there are no clusters, and
+// one block does all of a head.
+//
+// Positions are turned on the query's side only: R(p) q · R(s + o) k = R(o)ᵀ R(p - s) q · k. The queries turned to the
+// few starts s that a slot can have, and the angles of all offsets o inside a block, are made ready before the kernel
+// before this one has finished.
+//
+// An earlier block gives its inner softmax's output and the score of its landmark; the query's own block gives its
+// output and the log of its sum. Then both are weighed alike: exp(score - M) / sum.
+//
+// Stores nothing that anybody could still read: the slot of the unfinished block belongs to this head's cluster, which
+// has passed its second barrier by then. With grouped queries, several clusters read one key head, and -DAPPEND=0.
+//
+// -HEAD_DIM: X_T (q, k, v, rings, landmarks, out), HEAD_DIM, BLOCK, TOPK, TOKENS (queries, <= 4), STYLE (0 pairs, 1 halves),
+//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, RANKS (1, 2, 4 or 8).
+#include "element.cuh"
+#include "rotary.cuh"
+
+#define WARPS 8
+#define THREADS (WARPS * 32)
+// Elements in 16 bytes; lanes that share a key; those and idle ones up to a power of 2; keys that a warp, and the block,
+// take at once; keys for each thread.
+#define EPL (X_T == 0 ? 4 : 8)
+#define LANES (HEAD_DIM / EPL)
+#define SPAN (LANES <= 4 ? 4 : LANES <= 8 ? 8 : LANES <= 16 ? 16 : 32)
+#define WARP_KEYS (32 / SPAN)
+#define ROUND_KEYS (WARPS * WARP_KEYS)
+#define ROUNDS ((BLOCK + ROUND_KEYS - 1) / ROUND_KEYS)
+// Turned queries: for old landmarks; for landmarks of the last k blocks; for slots 0 .. k + 2.
+#define SLOTS_FROM (1 + TOPK)
+#define TURNED (SLOTS_FROM + TOPK + 3)
+#define ITEMS (TOPK + 2)
+// Queries whose results one block gathers: t belongs to rank t % RANKS.
+#define OWNED ((TOKENS + RANKS - 1) / RANKS)
+
+typedef Element<X_T> X;
+typedef X::Bits Bits;
+
+#if RANKS > 1
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// A place in the shared memory of a block of the cluster.
+__device__ __forceinline__ u32 at_rank(const void *p, int rank) {
+    u32 to;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
+    return to;
+}
+__device__ __forceinline__ void push(u32 to, float x) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+}
+__device__ __forceinline__ void push(u32 to, uint2 x) {
+    asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+#else
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+template <class Item> __device__ __forceinline__ Item *at_rank(Item *p, int) { return p; }
+template <class Item> __device__ __forceinline__ void push(Item *to, Item x) { *to = x; }
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
+                 const int *positions, const unsigned *lengths, const unsigned *counts, const float *frequencies,
+                 Bits *keys, Bits *values, Bits *landmarks, Bits *out, unsigned *chosen_out, float *shares, int blocks,
+                 int heads, int kv_heads) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    float2 *table = reinterpret_cast<float2 *>(shared);                    // (BLOCK, HEAD_DIM / 2): angles of offsets
+    float *turned = reinterpret_cast<float *>(table + BLOCK * (HEAD_DIM / 2));    // (TOKENS, TURNED, HEAD_DIM)
+    float *raw = turned + TOKENS * TURNED * HEAD_DIM;                                  // (TOKENS, HEAD_DIM)
+    float *sums = raw + TOKENS * HEAD_DIM;                                             // (WARPS, HEAD_DIM)
+    float *result = sums + WARPS * HEAD_DIM;                                      // (OWNED, ITEMS, HEAD_DIM)
+    float *weight = result + OWNED * ITEMS * HEAD_DIM;                            // (OWNED, ITEMS): outer scores
+    float *inner = weight + (OWNED * ITEMS + 3) / 4 * 4;                           // (BLOCK)
+    uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, WARPS, TOPK)
+    unsigned *chosen = reinterpret_cast<unsigned *>(candidates + TOKENS * RANKS * WARPS * TOPK); // (TOKENS, TOPK)
+    float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
+
+    const int rank = blockIdx.x, h = blockIdx.y, b = blockIdx.z, hk = h / (heads / kv_heads);
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int slots = blocks + 1;
+    cluster_arrive();
+    let_launch_behind_begin();
+
+    // ---- what does not depend on the kernel before: lengths and positions are inputs of the step
+    const int length = lengths[b];
+    const State now = state_of(length, BLOCK, blocks, TOPK, ORIGIN);
+    const int unfinished = now.unfinished, cached = now.cached, retrieved = now.retrieved, old = now.old;
+    const int share = (cached + RANKS - 1) / RANKS, first = min(rank * share, cached), last = min(first + share, cached);
+    const Bits *marks = landmarks + (long long)(b * kv_heads + hk) * slots * HEAD_DIM;
+    auto slot_of = [&](int j) { return (now.oldest + j) % slots; };
+    for (int i = thread; i < (last - first) * int(HEAD_DIM * sizeof(Bits) / 128 + 1); i += THREADS) {
+        int lines = HEAD_DIM * sizeof(Bits) / 128 + 1, j = first + i / lines;
+        const char *line = reinterpret_cast<const char *>(marks + (long long)slot_of(j) * HEAD_DIM) + min(i % lines * 128, int(HEAD_DIM * sizeof(Bits)) - 1);
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
+    for (int i = thread; i < BLOCK * (HEAD_DIM / 2); i += THREADS) {
+        Angle a = angle_of(float(i / (HEAD_DIM / 2)) * frequencies[i % (HEAD_DIM / 2)]);
+        table[i] = make_float2(a.cos, a.sin);
+    }
+
+    wait_for_launch_ahead();
+    for (int i = thread; i < TOKENS * HEAD_DIM; i += THREADS)
+        raw[i] = X::load(q[(long long)(b * TOKENS + i / HEAD_DIM) * q_stride + h * HEAD_DIM + i % HEAD_DIM]);
+    __syncthreads();
+    for (int i = thread; i < TOKENS * TURNED * (HEAD_DIM / 2); i += THREADS) {
+        int pair = i % (HEAD_DIM / 2), what = i / (HEAD_DIM / 2) % TURNED, t = i / (HEAD_DIM / 2) / TURNED;
+        int back = what == 0 ? BLOCK - 1 : what < SLOTS_FROM ? what * BLOCK + BLOCK - 1 : (what - SLOTS_FROM) * BLOCK;
+        Angle a = angle_of(float(positions[b * TOKENS + t] - back) * frequencies[pair]);
+        int e = STYLE == 0 ? 2 * pair : pair, f = STYLE == 0 ? e + 1 : e + HEAD_DIM / 2;
+        float x = raw[t * HEAD_DIM + e], y = raw[t * HEAD_DIM + f];
+        float *to = turned + (t * TURNED + what) * HEAD_DIM;
+        to[e] = x * a.cos - y * a.sin;
+        to[f] = y * a.cos + x * a.sin;
+    }
+    __syncthreads();
+
+    // ---- scores of this block's share of the landmarks
+    const int part = lane % SPAN, piece = part * EPL;
+    const bool has = part < LANES;
+    const int each = (blocks + RANKS - 1) / RANKS;
+    {
+        float away[TOKENS][EPL];
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+            for (int e = 0; e < EPL; e++) away[t][e] = has ? turned[t * TURNED * HEAD_DIM + piece + e] : 0.0f;
+        for (int from = first; from < last; from += 4 * ROUND_KEYS) {
+            uint4 key[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
+                key[r] = make_uint4(0, 0, 0, 0);
+                if (j < last && has)
+                    key[r] = *reinterpret_cast<const uint4 *>(marks + (long long)slot_of(j) * HEAD_DIM + piece);
+            }
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
+                float x[EPL];
+                unpack<X_T>(key[r], x);
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) {
+                    float s = 0.0f;
+                    if (j < old) {
+#pragma unroll
+                        for (int e = 0; e < EPL; e++) s = fmaf(x[e], away[t][e], s);
+                    } else if (j < last && has) {
+                        const float *near = turned + (t * TURNED + 1 + j - old) * HEAD_DIM + piece;
+#pragma unroll
+                        for (int e = 0; e < EPL; e++) s = fmaf(x[e], near[e], s);
+                    }
+#pragma unroll
+                    for (int i = SPAN / 2; i > 0; i /= 2) s += __shfl_xor_sync(0xffffffffu, s, i);
+                    if (part == 0 && j < last) scores[t * each + j - first] = s;
+                }
+            }
+        }
+    }
+    cluster_wait(); // every block of the cluster runs: its shared memory may be written
+    __syncthreads();
+#if TOPK > 0
+    // ---- the best of each warp's share go to all blocks, and each block finds the best of those
+#pragma unroll 1
+    for (int t = 0; t < TOKENS; t++) {
+        unsigned mine_top = 0, mine = NO_BLOCK, limit_top = NO_BLOCK, limit = 0;
+        bool first_round = true;
+#pragma unroll 1
+        for (int i = 0; i < TOPK; i++) {
+            // The best below the last one found.
+            mine_top = 0, mine = NO_BLOCK;
+            for (int j = first + warp * 32 + lane; j < last; j += THREADS) {
+                unsigned s = ordered(scores[t * each + j - first]);
+                bool below = first_round || s < limit_top || (s == limit_top && unsigned(j) > limit);
+                if (below && (mine == NO_BLOCK || s > mine_top)) mine_top = s, mine = j;
+            }
+            unsigned top, which;
+            best_of_warp(mine_top, mine, top, which);
+            limit_top = top, limit = which, first_round = false;
+            if (lane < RANKS)
+                push(at_rank(candidates + ((t * RANKS + rank) * WARPS + warp) * TOPK + i, lane), make_uint2(top, which));
+            if (which == NO_BLOCK) {
+                for (i++; i < TOPK; i++)
+                    if (lane < RANKS)
+                        push(at_rank(candidates + ((t * RANKS + rank) * WARPS + warp) * TOPK + i, lane),
+                             make_uint2(0u, NO_BLOCK));
+            }
+        }
+    }
+    cluster_arrive();
+    cluster_wait();
+    for (int t = warp; t < TOKENS; t += WARPS) {
+        constexpr int EACH = (RANKS * WARPS * TOPK + 31) / 32;
+        uint2 mine[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int at = i * 32 + lane;
+            mine[i] = make_uint2(0u, NO_BLOCK);
+            if (at < RANKS * WARPS * TOPK) mine[i] = candidates[t * RANKS * WARPS * TOPK + at];
+        }
+        unsigned found[TOPK];
+#pragma unroll
+        for (int i = 0; i < TOPK; i++) {
+            uint2 best = make_uint2(0u, NO_BLOCK);
+#pragma unroll
+            for (int c = 0; c < EACH; c++)
+                if (mine[c].x > best.x || (mine[c].x == best.x && mine[c].y < best.y)) best = mine[c];
+            unsigned top;
+            best_of_warp(best.x, best.y, top, found[i]);
+#pragma unroll
+            for (int c = 0; c < EACH; c++)
+                if (mine[c].y == found[i]) mine[c] = make_uint2(0u, NO_BLOCK);
+        }
+        // In time order; queries that are padding choose nothing.
+        bool real = t < int(counts[b]);
+#pragma unroll
+        for (int i = 0; i < TOPK; i++) {
+            int at = 0;
+#pragma unroll
+            for (int o = 0; o < TOPK; o++) at += found[o] < found[i] || (found[o] == found[i] && o < i);
+            if (lane == 0) chosen[t * TOPK + at] = real ? found[i] : NO_BLOCK;
+        }
+    }
+    __syncthreads();
+    if (chosen_out && rank == 0)
+        for (int i = thread; i < TOKENS * TOPK; i += THREADS) chosen_out[(b * heads + h) * TOKENS * TOPK + i] = chosen[i];
+#endif
+
+    // ---- attention: an item is one block of keys of one query
+    const float scale = rsqrtf(float(HEAD_DIM)) * LOG2_E;
+    const long long page = (long long)BLOCK * HEAD_DIM;
+    auto page_of = [&](int slot) { return ((long long)(b * slots + slot) * kv_heads + hk) * page; };
+#pragma unroll 1
+    for (int item = rank; item < TOKENS * ITEMS; item += RANKS) {
+        const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t, place = t / RANKS * ITEMS;
+        int at, count = BLOCK;
+        bool closed = true;
+        long long ring = 0;
+        int local = -1;
+        if (slot < TOPK) {
+            if (slot >= retrieved) continue;
+#if TOPK > 0
+            unsigned j = chosen[t * TOPK + slot];
+            if (j == NO_BLOCK) { // padding: the landmark's score is 0, and so is what it stands for
+                for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), 0.0f);
+                if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), 0.0f);
+                continue;
+            }
+            at = slot + (int(j) >= old ? 1 : 0);
+            ring = page_of(slot_of(j));
+#endif
+        } else {
+            local = slot - TOPK;
+            if (local * BLOCK > own) continue;
+            at = now.start + local;
+            closed = own >= (local + 1) * BLOCK;
+            if (!closed) count = min(own - local * BLOCK + 1, BLOCK - 1);
+            ring = page_of(now.seen % slots);
+        }
+        uint4 key[ROUNDS], value[ROUNDS];
+#pragma unroll
+        for (int r = 0; r < ROUNDS; r++) {
+            int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
+            key[r] = value[r] = make_uint4(0, 0, 0, 0);
+            if (has && o < count) {
+                const Bits *kp = keys + ring + o * HEAD_DIM, *vp = values + ring + o * HEAD_DIM;
+                if (local >= 0 && local * BLOCK + o >= unfinished) {
+                    long long row = b * TOKENS + local * BLOCK + o - unfinished;
+                    kp = k + row * k_stride + hk * HEAD_DIM, vp = v + row * v_stride + hk * HEAD_DIM;
+                }
+                key[r] = *reinterpret_cast<const uint4 *>(kp + piece);
+                if (o < BLOCK - 1) value[r] = *reinterpret_cast<const uint4 *>(vp + piece);
+            }
+        }
+        // This thread's elements of the query, and their partners with the sign that the turn gives them.
+        float mine[EPL], other[EPL];
+        const float *query = turned + (t * TURNED + SLOTS_FROM + at) * HEAD_DIM;
+#pragma unroll
+        for (int e = 0; e < EPL; e++) {
+            mine[e] = has ? query[piece + e] : 0.0f;
+            float p = has ? query[partner_of<STYLE, HEAD_DIM>(piece + e)] : 0.0f;
+            other[e] = is_first<STYLE, HEAD_DIM>(piece + e) ? p : -p;
+        }
+        float score[ROUNDS];
+#pragma unroll
+        for (int r = 0; r < ROUNDS; r++) {
+            int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
+            float x[EPL], s = 0.0f;
+            unpack<X_T>(key[r], x);
+            const float2 *angles = table + min(o, BLOCK - 1) * (HEAD_DIM / 2);
+#pragma unroll
+            for (int e = 0; e < EPL; e++) {
+                float2 a = has ? angles[pair_of<STYLE, HEAD_DIM>(piece + e)] : make_float2(0.0f, 0.0f);
+                s = fmaf(x[e], fmaf(a.x, mine[e], a.y * other[e]), s);
+            }
+#pragma unroll
+            for (int i = SPAN / 2; i > 0; i /= 2) s += __shfl_xor_sync(0xffffffffu, s, i);
+            score[r] = s * scale;
+            if (part == 0 && o < BLOCK) inner[o] = o < count ? score[r] : MINUS_INFINITY;
+        }
+        __syncthreads();
+        const int ordinary = min(count, BLOCK - 1);
+        float top = MINUS_INFINITY, sum = 0.0f;
+        for (int o = lane; o < ordinary; o += 32) top = fmaxf(top, inner[o]);
+#pragma unroll
+        for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
+        for (int o = lane; o < ordinary; o += 32) sum += exp2f(inner[o] - top);
+#pragma unroll
+        for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+        float acc[EPL];
+#pragma unroll
+        for (int e = 0; e < EPL; e++) acc[e] = 0.0f;
+#pragma unroll
+        for (int r = 0; r < ROUNDS; r++) {
+            int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
+            float w = o < ordinary ? exp2f(score[r] - top) : 0.0f, x[EPL];
+            unpack<X_T>(value[r], x);
+#pragma unroll
+            for (int e = 0; e < EPL; e++) acc[e] = fmaf(w, x[e], acc[e]);
+        }
+#pragma unroll
+        for (int e = 0; e < EPL; e++)
+#pragma unroll
+            for (int i = SPAN; i < 32; i *= 2) acc[e] += __shfl_xor_sync(0xffffffffu, acc[e], i);
+        if (lane < LANES)
+#pragma unroll
+            for (int e = 0; e < EPL; e++) sums[warp * HEAD_DIM + piece + e] = acc[e];
+        float outer = closed ? inner[BLOCK - 1] : top + log2f(sum);
+        __syncthreads();
+        for (int e = thread; e < HEAD_DIM; e += THREADS) {
+            float x = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) x += sums[w * HEAD_DIM + e];
+            push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), x / sum);
+        }
+        if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), outer);
+        __syncthreads();
+    }
+    cluster_arrive();
+    cluster_wait();
+
+    // ---- the outer softmax, by the block that owns the query
+    for (int t = rank; t < TOKENS; t += RANKS) {
+        const float *score = weight + t / RANKS * ITEMS, *from = result + t / RANKS * ITEMS * HEAD_DIM;
+        const int locals = unfinished + t >= BLOCK ? 2 : 1;
+        auto exists = [&](int i) { return i < TOPK ? i < retrieved : i < TOPK + locals; };
+        float top = MINUS_INFINITY, sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ITEMS; i++)
+            if (exists(i)) top = fmaxf(top, score[i]);
+#pragma unroll
+        for (int i = 0; i < ITEMS; i++)
+            if (exists(i)) sum += exp2f(score[i] - top);
+        for (int e = thread; e < HEAD_DIM; e += THREADS) {
+            float x = 0.0f;
+#pragma unroll
+            for (int i = 0; i < ITEMS; i++)
+                if (exists(i)) x = fmaf(exp2f(score[i] - top), from[i * HEAD_DIM + e], x);
+            out[(long long)((b * TOKENS + t) * heads + h) * HEAD_DIM + e] = X::store(x / sum);
+        }
+        if (SHARES && thread < TOPK)
+            shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(score[thread] - top) / sum : 0.0f;
+    }
+    // ---- the new keys and values, without positions
+    if (APPEND && rank == RANKS - 1) {
+        const int count = min(int(counts[b]), TOKENS);
+        for (int i = thread; i < count * HEAD_DIM; i += THREADS) {
+            int t = i / HEAD_DIM, e = i % HEAD_DIM, position = length + t, slot = position / BLOCK % slots, o = position % BLOCK;
+            Bits key = k[(long long)(b * TOKENS + t) * k_stride + hk * HEAD_DIM + e];
+            keys[page_of(slot) + o * HEAD_DIM + e] = key;
+            values[page_of(slot) + o * HEAD_DIM + e] = v[(long long)(b * TOKENS + t) * v_stride + hk * HEAD_DIM + e];
+            if (o == BLOCK - 1) landmarks[((long long)(b * kv_heads + hk) * slots + slot) * HEAD_DIM + e] = key;
+        }
+    }
+}
