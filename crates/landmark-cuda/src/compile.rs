@@ -17,14 +17,15 @@ macro_rules! embedded {
 
 /// Headers that kernels include by name.
 static HEADERS: &[(&str, &str)] = &embedded![
+    "attention_tile.cuh",
     "common.cuh",
     "element.cuh",
+    "hopper.cuh",
+    "landmark_attention_backward_hopper.cuh",
+    "mma.cuh",
     "random.cuh",
     "rotary.cuh",
     "tiles.cuh",
-    "attention_tile.cuh",
-    "mma.cuh",
-    "hopper.cuh"
 ];
 
 /// Kernel files.
@@ -36,6 +37,8 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_attention_backward_keys_hopper.cu",
+    "landmark_attention_backward_queries_hopper.cu",
     "landmark_attention_hopper.cu",
     "landmark_choice.cu",
     "landmark_scores.cu",

@@ -204,6 +204,8 @@ __device__ __forceinline__ u64 wgmma_advance(u64 operand, u32 bytes) {
 }
 
 // Wgmma<N>::ss<TRANS_A, TRANS_B>(d, a, b, accumulate): both operands from shared memory.
+// Wgmma<N>::ss_first<TRANS_A, TRANS_B>(d, a, b): the same with D = A B; the compiler knows that what D held is not read, so old
+// values need no registers while another product is under way.
 // Wgmma<N>::rs<TRANS_B>(d, a, b, accumulate): A from four registers.
 // TRANS_B = 0: B's tile has N rows and inner columns (as keys for scores); 1: inner rows and N columns (as values).
 template <int N> struct Wgmma;
@@ -241,39 +243,39 @@ template <int N> struct Wgmma;
 #define WGMMA_NUMBERS_240 WGMMA_NUMBERS_232 ", " "%116, %117, %118, %119"
 #define WGMMA_NUMBERS_248 WGMMA_NUMBERS_240 ", " "%120, %121, %122, %123"
 #define WGMMA_NUMBERS_256 WGMMA_NUMBERS_248 ", " "%124, %125, %126, %127"
-#define WGMMA_FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WGMMA_OPERANDS_8 WGMMA_FOUR(0)
-#define WGMMA_OPERANDS_16 WGMMA_OPERANDS_8, WGMMA_FOUR(4)
-#define WGMMA_OPERANDS_24 WGMMA_OPERANDS_16, WGMMA_FOUR(8)
-#define WGMMA_OPERANDS_32 WGMMA_OPERANDS_24, WGMMA_FOUR(12)
-#define WGMMA_OPERANDS_40 WGMMA_OPERANDS_32, WGMMA_FOUR(16)
-#define WGMMA_OPERANDS_48 WGMMA_OPERANDS_40, WGMMA_FOUR(20)
-#define WGMMA_OPERANDS_56 WGMMA_OPERANDS_48, WGMMA_FOUR(24)
-#define WGMMA_OPERANDS_64 WGMMA_OPERANDS_56, WGMMA_FOUR(28)
-#define WGMMA_OPERANDS_72 WGMMA_OPERANDS_64, WGMMA_FOUR(32)
-#define WGMMA_OPERANDS_80 WGMMA_OPERANDS_72, WGMMA_FOUR(36)
-#define WGMMA_OPERANDS_88 WGMMA_OPERANDS_80, WGMMA_FOUR(40)
-#define WGMMA_OPERANDS_96 WGMMA_OPERANDS_88, WGMMA_FOUR(44)
-#define WGMMA_OPERANDS_104 WGMMA_OPERANDS_96, WGMMA_FOUR(48)
-#define WGMMA_OPERANDS_112 WGMMA_OPERANDS_104, WGMMA_FOUR(52)
-#define WGMMA_OPERANDS_120 WGMMA_OPERANDS_112, WGMMA_FOUR(56)
-#define WGMMA_OPERANDS_128 WGMMA_OPERANDS_120, WGMMA_FOUR(60)
-#define WGMMA_OPERANDS_136 WGMMA_OPERANDS_128, WGMMA_FOUR(64)
-#define WGMMA_OPERANDS_144 WGMMA_OPERANDS_136, WGMMA_FOUR(68)
-#define WGMMA_OPERANDS_152 WGMMA_OPERANDS_144, WGMMA_FOUR(72)
-#define WGMMA_OPERANDS_160 WGMMA_OPERANDS_152, WGMMA_FOUR(76)
-#define WGMMA_OPERANDS_168 WGMMA_OPERANDS_160, WGMMA_FOUR(80)
-#define WGMMA_OPERANDS_176 WGMMA_OPERANDS_168, WGMMA_FOUR(84)
-#define WGMMA_OPERANDS_184 WGMMA_OPERANDS_176, WGMMA_FOUR(88)
-#define WGMMA_OPERANDS_192 WGMMA_OPERANDS_184, WGMMA_FOUR(92)
-#define WGMMA_OPERANDS_200 WGMMA_OPERANDS_192, WGMMA_FOUR(96)
-#define WGMMA_OPERANDS_208 WGMMA_OPERANDS_200, WGMMA_FOUR(100)
-#define WGMMA_OPERANDS_216 WGMMA_OPERANDS_208, WGMMA_FOUR(104)
-#define WGMMA_OPERANDS_224 WGMMA_OPERANDS_216, WGMMA_FOUR(108)
-#define WGMMA_OPERANDS_232 WGMMA_OPERANDS_224, WGMMA_FOUR(112)
-#define WGMMA_OPERANDS_240 WGMMA_OPERANDS_232, WGMMA_FOUR(116)
-#define WGMMA_OPERANDS_248 WGMMA_OPERANDS_240, WGMMA_FOUR(120)
-#define WGMMA_OPERANDS_256 WGMMA_OPERANDS_248, WGMMA_FOUR(124)
+#define WGMMA_FOUR(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define WGMMA_OPERANDS_8(c) WGMMA_FOUR(c, 0)
+#define WGMMA_OPERANDS_16(c) WGMMA_OPERANDS_8(c), WGMMA_FOUR(c, 4)
+#define WGMMA_OPERANDS_24(c) WGMMA_OPERANDS_16(c), WGMMA_FOUR(c, 8)
+#define WGMMA_OPERANDS_32(c) WGMMA_OPERANDS_24(c), WGMMA_FOUR(c, 12)
+#define WGMMA_OPERANDS_40(c) WGMMA_OPERANDS_32(c), WGMMA_FOUR(c, 16)
+#define WGMMA_OPERANDS_48(c) WGMMA_OPERANDS_40(c), WGMMA_FOUR(c, 20)
+#define WGMMA_OPERANDS_56(c) WGMMA_OPERANDS_48(c), WGMMA_FOUR(c, 24)
+#define WGMMA_OPERANDS_64(c) WGMMA_OPERANDS_56(c), WGMMA_FOUR(c, 28)
+#define WGMMA_OPERANDS_72(c) WGMMA_OPERANDS_64(c), WGMMA_FOUR(c, 32)
+#define WGMMA_OPERANDS_80(c) WGMMA_OPERANDS_72(c), WGMMA_FOUR(c, 36)
+#define WGMMA_OPERANDS_88(c) WGMMA_OPERANDS_80(c), WGMMA_FOUR(c, 40)
+#define WGMMA_OPERANDS_96(c) WGMMA_OPERANDS_88(c), WGMMA_FOUR(c, 44)
+#define WGMMA_OPERANDS_104(c) WGMMA_OPERANDS_96(c), WGMMA_FOUR(c, 48)
+#define WGMMA_OPERANDS_112(c) WGMMA_OPERANDS_104(c), WGMMA_FOUR(c, 52)
+#define WGMMA_OPERANDS_120(c) WGMMA_OPERANDS_112(c), WGMMA_FOUR(c, 56)
+#define WGMMA_OPERANDS_128(c) WGMMA_OPERANDS_120(c), WGMMA_FOUR(c, 60)
+#define WGMMA_OPERANDS_136(c) WGMMA_OPERANDS_128(c), WGMMA_FOUR(c, 64)
+#define WGMMA_OPERANDS_144(c) WGMMA_OPERANDS_136(c), WGMMA_FOUR(c, 68)
+#define WGMMA_OPERANDS_152(c) WGMMA_OPERANDS_144(c), WGMMA_FOUR(c, 72)
+#define WGMMA_OPERANDS_160(c) WGMMA_OPERANDS_152(c), WGMMA_FOUR(c, 76)
+#define WGMMA_OPERANDS_168(c) WGMMA_OPERANDS_160(c), WGMMA_FOUR(c, 80)
+#define WGMMA_OPERANDS_176(c) WGMMA_OPERANDS_168(c), WGMMA_FOUR(c, 84)
+#define WGMMA_OPERANDS_184(c) WGMMA_OPERANDS_176(c), WGMMA_FOUR(c, 88)
+#define WGMMA_OPERANDS_192(c) WGMMA_OPERANDS_184(c), WGMMA_FOUR(c, 92)
+#define WGMMA_OPERANDS_200(c) WGMMA_OPERANDS_192(c), WGMMA_FOUR(c, 96)
+#define WGMMA_OPERANDS_208(c) WGMMA_OPERANDS_200(c), WGMMA_FOUR(c, 100)
+#define WGMMA_OPERANDS_216(c) WGMMA_OPERANDS_208(c), WGMMA_FOUR(c, 104)
+#define WGMMA_OPERANDS_224(c) WGMMA_OPERANDS_216(c), WGMMA_FOUR(c, 108)
+#define WGMMA_OPERANDS_232(c) WGMMA_OPERANDS_224(c), WGMMA_FOUR(c, 112)
+#define WGMMA_OPERANDS_240(c) WGMMA_OPERANDS_232(c), WGMMA_FOUR(c, 116)
+#define WGMMA_OPERANDS_248(c) WGMMA_OPERANDS_240(c), WGMMA_FOUR(c, 120)
+#define WGMMA_OPERANDS_256(c) WGMMA_OPERANDS_248(c), WGMMA_FOUR(c, 124)
 
 // The numbers after N are those of the operands that follow the N / 2 results.
 #define WGMMA(N, i0, i1, i2, i3, i4, i5, i6)                                                                                     \
@@ -283,15 +285,22 @@ template <int N> struct Wgmma;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i2 ", 0;\n"                                                       \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
                          "%" #i0 ", %" #i1 ", p, 1, 1, %" #i3 ", %" #i4 ";\n}"                                                   \
-                         : WGMMA_OPERANDS_##N                                                                                    \
+                         : WGMMA_OPERANDS_##N("+f")                                                                              \
                          : "l"(a), "l"(b), "r"(accumulate), "n"(TRANS_A), "n"(TRANS_B));                                         \
+        }                                                                                                                        \
+        template <int TRANS_A, int TRANS_B> static __device__ __forceinline__ void ss_first(float (&d)[N / 2], u64 a, u64 b) {   \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"                                                              \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
+                         "%" #i0 ", %" #i1 ", p, 1, 1, %" #i2 ", %" #i3 ";\n}"                                                   \
+                         : WGMMA_OPERANDS_##N("=f")                                                                              \
+                         : "l"(a), "l"(b), "n"(TRANS_A), "n"(TRANS_B));                                                          \
         }                                                                                                                        \
         template <int TRANS_B>                                                                                                   \
         static __device__ __forceinline__ void rs(float (&d)[N / 2], const u32 *a, u64 b, int accumulate) {                      \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i5 ", 0;\n"                                                       \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." HALF_KIND "." HALF_KIND " {" WGMMA_NUMBERS_##N "}, "  \
                          "{%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", p, 1, 1, %" #i6 ";\n}"                             \
-                         : WGMMA_OPERANDS_##N                                                                                    \
+                         : WGMMA_OPERANDS_##N("+f")                                                                              \
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS_B));                   \
         }                                                                                                                        \
     };

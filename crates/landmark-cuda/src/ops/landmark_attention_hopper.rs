@@ -27,7 +27,7 @@ const PANEL: usize = 64;
 const CACHED_BYTES: usize = 16 << 20;
 
 /// `(batch, rows, heads, head_dim)` in device memory. Strides in elements; `head_dim` is dense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeadsAt {
     /// Of the first element; a multiple of 16.
     pub address: u64,

@@ -12,6 +12,7 @@ mod embed;
 mod landmark_attention;
 mod landmark_attention_any;
 mod landmark_attention_backward;
+pub(crate) mod landmark_attention_backward_hopper;
 pub(crate) mod landmark_attention_hopper;
 mod matmul;
 mod matvec;
@@ -61,6 +62,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
         Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
+        Op::LandmarkAttentionBackward(op) if landmark_attention_backward_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttentionBackward(op) => landmark_attention_backward::launch(op, c)?,
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
         Op::Matmul(op) => matmul::matmul(op, c)?,
@@ -97,5 +99,6 @@ pub fn variants() -> Vec<Variant> {
     all.extend(retrieval_decode::variants());
     all.extend(retrieval_prefill::variants());
     all.extend(rope::variants());
+    all.extend(landmark_attention_backward_hopper::variants());
     all
 }

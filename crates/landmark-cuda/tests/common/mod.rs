@@ -1,6 +1,8 @@
 //! What tests on a device share: the device, and cases that are run there, on the oracle, and naively.
 #![allow(dead_code, unreachable_pub)] // Not every test binary uses all of it.
 
+pub mod attention;
+
 use landmark_core::ops::{Access, Op};
 use landmark_core::testing::naive::allowed;
 use landmark_core::testing::{alter, magnitude, normals, now, worst};
