@@ -19,6 +19,7 @@ pub mod compile;
 mod cublaslt;
 mod driver;
 pub mod fused;
+mod libraries;
 mod modules;
 mod nvrtc;
 mod ops;

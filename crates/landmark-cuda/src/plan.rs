@@ -77,7 +77,8 @@ pub(crate) struct Compiler<'a> {
     steps: Vec<(usize, Step)>,
 }
 
-/// Arguments of a launch, in the order of the kernel's parameters: `u64` addresses, `i32`, `u32`, `f32`, `TensorMap`.
+/// Arguments of a launch, in the order of the kernel's parameters: `u64` addresses, `i32`, `u32`, `f32`, `TensorMap`,
+/// and structs by value as `Arc<[u64]>`.
 macro_rules! args {
     ($($arg:expr),* $(,)?) => { vec![$($crate::driver::Arg::from($arg)),*] };
 }

@@ -5,7 +5,7 @@
 //! the others in one.
 
 use super::naive::{Float, Key, Row, dot, grouped_softmax, grouped_softmax_backward};
-use super::{f32_bytes, normals, u32_bytes};
+use super::{float_bytes, normals, u32_bytes};
 use crate::ops::{
     AttentionGradients, Blocks, Heads, LandmarkAttention, LandmarkAttentionBackward, MissToken, Randomness,
 };
@@ -263,9 +263,14 @@ impl AttentionCase {
         at..at + e.head_dim
     }
 
-    /// The case as a program. Where there are as many queries as keys, they and the values are columns of one
-    /// tensor, as a model has them.
+    /// The case as a program over f32 tensors. Where there are as many queries as keys, they and the values are
+    /// columns of one tensor, as a model has them.
     pub fn record(&self, values: &Inputs) -> Recorded {
+        self.record_in(values, DType::F32)
+    }
+
+    /// The same over tensors of `dtype`, but for `lse`.
+    pub fn record_in(&self, values: &Inputs, dtype: DType) -> Recorded {
         let h = self.heads;
         let mut layout = Layout::new();
         let mut inputs = Vec::new();
@@ -295,16 +300,15 @@ impl AttentionCase {
             dropout: self.dropout,
             group_dropout: self.group_dropout,
         });
-        let [q, k, v] = projections(&mut layout, "", &h);
-        let [dq, dk, dv] = projections(&mut layout, "d.", &h);
+        let [q, k, v] = projections(&mut layout, "", &h, dtype);
+        let [dq, dk, dv] = projections(&mut layout, "d.", &h, dtype);
         let width = h.heads * h.head_dim;
-        let [out, dout] =
-            ["out", "dout"].map(|name| layout.add(name, DType::F32, [h.batch, h.queries, width]));
+        let [out, dout] = ["out", "dout"].map(|name| layout.add(name, dtype, [h.batch, h.queries, width]));
         let lse = layout.add("lse", DType::F32, [h.batch, h.heads, h.queries]);
         for (cols, values) in pack(&layout, &[(q, &values.q), (k, &values.k), (v, &values.v)]) {
-            inputs.push((cols, f32_bytes(&values)));
+            inputs.push((cols, float_bytes(dtype, &values)));
         }
-        inputs.push((dout, f32_bytes(&values.dout)));
+        inputs.push((dout, float_bytes(dtype, &values.dout)));
         let forward = LandmarkAttention {
             heads: h,
             q,
@@ -330,14 +334,14 @@ impl AttentionCase {
 }
 
 /// Queries, keys and values: columns of one tensor where they have the same rows.
-fn projections(layout: &mut Layout, prefix: &str, h: &Heads) -> [Cols; 3] {
+fn projections(layout: &mut Layout, prefix: &str, h: &Heads, dtype: DType) -> [Cols; 3] {
     let (q, k) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
     if h.queries == h.keys {
-        let tensor = layout.add(format!("{prefix}qkv"), DType::F32, [h.batch, h.keys, q + 2 * k]);
+        let tensor = layout.add(format!("{prefix}qkv"), dtype, [h.batch, h.keys, q + 2 * k]);
         [(0, q), (q, k), (q + k, k)].map(|(start, width)| Cols { tensor, start, width })
     } else {
         [("q", h.queries, q), ("k", h.keys, k), ("v", h.keys, k)].map(|(name, rows, width)| {
-            Cols::all(layout.add(format!("{prefix}{name}"), DType::F32, [h.batch, rows, width]), width)
+            Cols::all(layout.add(format!("{prefix}{name}"), dtype, [h.batch, rows, width]), width)
         })
     }
 }

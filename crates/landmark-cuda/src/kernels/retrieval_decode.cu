@@ -2,10 +2,11 @@
 //
 // For each head: turn q to its position, score the landmarks of all kept blocks, choose the best k, attend to them, to
 // the unfinished block and to the new keys, and store the new keys and values (spec section 4; ops Rope, Rope,
-// LandmarkScores, SelectBlocks, RetrievalAttention, AppendKv in one). A head is a cluster of 8 blocks. They score an
-// eighth of the landmarks each, exchange their best ones by distributed shared memory, and then take one block of keys
-// each; the results go to one of them, which weighs them by the outer softmax. So a token costs two cluster barriers, one
-// trip to memory for the landmarks, and one for the blocks.
+// LandmarkScores, SelectBlocks, RetrievalAttention, AppendKv in one). A head is a cluster of RANKS blocks, 8 for a memory
+// of some size. They score a share of the landmarks each, exchange their best ones by distributed shared memory, and then
+// take one block of keys each; the results go to one of them, which weighs them by the outer softmax. So a token costs two
+// cluster barriers, one trip to memory for the landmarks, and one for the blocks. Before sm_90 there are no clusters, and
+// one block does all of a head.
 //
 // Positions are turned on the query's side only: R(p) q · R(s + o) k = R(o)ᵀ R(p - s) q · k. The queries turned to the
 // few starts s that a slot can have, and the angles of all offsets o inside a block, are made ready before the kernel
@@ -18,11 +19,10 @@
 // has passed its second barrier by then. With grouped queries, several clusters read one key head, and -DAPPEND=0.
 //
 // -HEAD_DIM: X_T (q, k, v, rings, landmarks, out), HEAD_DIM, BLOCK, TOPK, TOKENS (queries, <= 4), STYLE (0 pairs, 1 halves),
-//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES.
+//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, RANKS (1, 2, 4 or 8).
 #include "element.cuh"
 #include "rotary.cuh"
 
-#define RANKS 8
 #define WARPS 8
 #define THREADS (WARPS * 32)
 // Elements in 16 bytes; lanes that share a key; those and idle ones up to a power of 2; keys that a warp, and the block,
@@ -37,23 +37,33 @@
 #define SLOTS_FROM (1 + TOPK)
 #define TURNED (SLOTS_FROM + TOPK + 3)
 #define ITEMS (TOPK + 2)
+// Queries whose results one block gathers: t belongs to rank t % RANKS.
+#define OWNED ((TOKENS + RANKS - 1) / RANKS)
 
 typedef Element<X_T> X;
 typedef X::Bits Bits;
 
+#if RANKS > 1
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ unsigned at_rank(const void *p, int rank) {
-    unsigned to;
+// A place in the shared memory of a block of the cluster.
+__device__ __forceinline__ u32 at_rank(const void *p, int rank) {
+    u32 to;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
     return to;
 }
-__device__ __forceinline__ void push(unsigned to, float x) {
+__device__ __forceinline__ void push(u32 to, float x) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
 }
-__device__ __forceinline__ void push(unsigned to, uint2 x) {
+__device__ __forceinline__ void push(u32 to, uint2 x) {
     asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x.x), "r"(x.y) : "memory");
 }
+#else
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+template <class Item> __device__ __forceinline__ Item *at_rank(Item *p, int) { return p; }
+template <class Item> __device__ __forceinline__ void push(Item *to, Item x) { *to = x; }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
@@ -65,9 +75,9 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     float *turned = reinterpret_cast<float *>(table + BLOCK * (HEAD_DIM / 2));    // (TOKENS, TURNED, HEAD_DIM)
     float *raw = turned + TOKENS * TURNED * HEAD_DIM;                                  // (TOKENS, HEAD_DIM)
     float *sums = raw + TOKENS * HEAD_DIM;                                             // (WARPS, HEAD_DIM)
-    float *result = sums + WARPS * HEAD_DIM;                                      // (ITEMS, HEAD_DIM), of query `rank`
-    float *weight = result + ITEMS * HEAD_DIM;                                    // (ITEMS): outer scores
-    float *inner = weight + (ITEMS + 3) / 4 * 4;                           // (BLOCK)
+    float *result = sums + WARPS * HEAD_DIM;                                      // (OWNED, ITEMS, HEAD_DIM)
+    float *weight = result + OWNED * ITEMS * HEAD_DIM;                            // (OWNED, ITEMS): outer scores
+    float *inner = weight + (OWNED * ITEMS + 3) / 4 * 4;                           // (BLOCK)
     uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, WARPS, TOPK)
     unsigned *chosen = reinterpret_cast<unsigned *>(candidates + TOKENS * RANKS * WARPS * TOPK); // (TOKENS, TOPK)
     float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
@@ -228,7 +238,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     auto page_of = [&](int slot) { return ((long long)(b * slots + slot) * kv_heads + hk) * page; };
 #pragma unroll 1
     for (int item = rank; item < TOKENS * ITEMS; item += RANKS) {
-        const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t;
+        const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t, place = t / RANKS * ITEMS;
         int at, count = BLOCK;
         bool closed = true;
         long long ring = 0;
@@ -238,8 +248,8 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #if TOPK > 0
             unsigned j = chosen[t * TOPK + slot];
             if (j == NO_BLOCK) { // padding: the landmark's score is 0, and so is what it stands for
-                for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + slot * HEAD_DIM + e, t), 0.0f);
-                if (thread == 0) push(at_rank(weight + slot, t), 0.0f);
+                for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), 0.0f);
+                if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), 0.0f);
                 continue;
             }
             at = slot + (int(j) >= old ? 1 : 0);
@@ -327,34 +337,35 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             float x = 0.0f;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) x += sums[w * HEAD_DIM + e];
-            push(at_rank(result + slot * HEAD_DIM + e, t), x / sum);
+            push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), x / sum);
         }
-        if (thread == 0) push(at_rank(weight + slot, t), outer);
+        if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), outer);
         __syncthreads();
     }
     cluster_arrive();
     cluster_wait();
 
     // ---- the outer softmax, by the block that owns the query
-    if (rank < TOKENS) {
-        const int t = rank, locals = unfinished + t >= BLOCK ? 2 : 1;
+    for (int t = rank; t < TOKENS; t += RANKS) {
+        const float *score = weight + t / RANKS * ITEMS, *from = result + t / RANKS * ITEMS * HEAD_DIM;
+        const int locals = unfinished + t >= BLOCK ? 2 : 1;
         auto exists = [&](int i) { return i < TOPK ? i < retrieved : i < TOPK + locals; };
         float top = MINUS_INFINITY, sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
-            if (exists(i)) top = fmaxf(top, weight[i]);
+            if (exists(i)) top = fmaxf(top, score[i]);
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
-            if (exists(i)) sum += exp2f(weight[i] - top);
+            if (exists(i)) sum += exp2f(score[i] - top);
         for (int e = thread; e < HEAD_DIM; e += THREADS) {
             float x = 0.0f;
 #pragma unroll
             for (int i = 0; i < ITEMS; i++)
-                if (exists(i)) x = fmaf(exp2f(weight[i] - top), result[i * HEAD_DIM + e], x);
+                if (exists(i)) x = fmaf(exp2f(score[i] - top), from[i * HEAD_DIM + e], x);
             out[(long long)((b * TOKENS + t) * heads + h) * HEAD_DIM + e] = X::store(x / sum);
         }
         if (SHARES && thread < TOPK)
-            shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(weight[thread] - top) / sum : 0.0f;
+            shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(score[thread] - top) / sum : 0.0f;
     }
     // ---- the new keys and values, without positions
     if (APPEND && rank == RANKS - 1) {
