@@ -6,8 +6,10 @@ use crate::compile::Defines;
 use crate::cublaslt::CublasLt;
 use crate::driver::{Buffer, Device, DeviceInfo, Launch, Pinned};
 use crate::modules::Kernels;
+use crate::paging::{self, Rings};
 use crate::plan::{self, CudaPlan, OpTime};
 use crate::staging::{LARGEST, Staging};
+use landmark_core::program::Info;
 use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -177,6 +179,16 @@ impl Cuda {
         plan.profile(&self.shared)
     }
 
+    fn read_span(&self, arena: &CudaArena, tensor: Tensor, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        match arena.rings_of(tensor) {
+            Some(rings) => {
+                self.wait()?;
+                Ok(rings.read(address, bytes))
+            }
+            None => self.download(address, bytes),
+        }
+    }
+
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let shared = &self.shared;
         shared.device.enter()?;
@@ -192,14 +204,24 @@ impl Backend for Cuda {
     type Arena = CudaArena;
     type Plan = CudaPlan;
 
-    fn allocate_within(&self, layout: &Layout, _paging: Paging) -> Result<CudaArena> {
+    fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<CudaArena> {
         let device = &self.shared.device;
         device.enter()?;
-        let (offsets, bytes) = lay_out(layout.tensors().iter().map(|t| t.bytes() as u64));
+        let in_host = paging::in_host(layout, &paging)?;
+        let here = |t: &Info| if in_host && t.page.is_some() { 0 } else { t.bytes() as u64 };
+        let (offsets, bytes) = lay_out(layout.tensors().iter().map(here));
         let what = "weights, optimiser state and memory; --device-memory keeps less of a landmark memory on the device";
         let buffer = Arc::new(Buffer::new(device, bytes, what)?);
         device.zero(buffer.address, bytes)?;
-        Ok(CudaArena { layout: layout.clone(), buffer, offsets })
+        let rings = if in_host { Some(Arc::new(Rings::new(device, layout, &paging)?)) } else { None };
+        if let Some(store) = paging.store.as_ref().filter(|_| !in_host) {
+            let paged = layout.tensors().iter().zip(&offsets).filter(|(t, _)| t.page.is_some());
+            let firsts: Vec<u64> = paged.map(|(_, at)| buffer.address + at).collect();
+            paging::read_store(layout, store.as_ref(), |tensor, first, page| {
+                device.upload(firsts[tensor] + first, page)
+            })?;
+        }
+        Ok(CudaArena { layout: layout.clone(), buffer, offsets, rings })
     }
 
     fn compile(&self, program: &Program, arena: &CudaArena) -> Result<CudaPlan> {
@@ -212,6 +234,12 @@ impl Backend for Cuda {
         let address = arena.span(tensor, first, bytes.len())?;
         shared.device.enter()?;
         let mut staging = lock(&shared.staging);
+        if let Some(rings) = arena.rings_of(tensor) {
+            staging.flush(&shared.device)?;
+            shared.device.synchronise()?;
+            rings.write(address, bytes);
+            return Ok(());
+        }
         if bytes.len() <= LARGEST {
             return if bytes.is_empty() { Ok(()) } else { staging.push(&shared.device, address, bytes) };
         }
@@ -219,19 +247,22 @@ impl Backend for Cuda {
         shared.device.upload(address, bytes)
     }
 
-    fn run(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<()> {
+    fn run(&self, plan: &mut CudaPlan, arena: &mut CudaArena) -> Result<()> {
         let shared = &self.shared;
         shared.device.enter()?;
         lock(&shared.staging).flush(&shared.device)?;
+        if let Some(rings) = &arena.rings {
+            rings.refresh(&shared.device)?;
+        }
         plan.run(shared)
     }
 
     async fn read(&self, arena: &CudaArena, tensor: Tensor) -> Result<Vec<u8>> {
-        self.download(arena.address(tensor), arena.layout.info(tensor).bytes())
+        self.read_span(arena, tensor, arena.address(tensor), arena.layout.info(tensor).bytes())
     }
 
     async fn read_at(&self, arena: &CudaArena, tensor: Tensor, elements: Range<usize>) -> Result<Vec<u8>> {
         let (address, bytes) = arena.elements(tensor, &elements)?;
-        self.download(address, bytes)
+        self.read_span(arena, tensor, address, bytes)
     }
 }

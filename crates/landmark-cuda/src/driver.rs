@@ -320,6 +320,14 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts(self.host, self.bytes) }
     }
 
+    /// Writes bytes through a shared handle. The caller knows that nobody reads or writes them now: no kernel, since it
+    /// has waited for the device, and no slice, since it holds the arena for writing.
+    pub(crate) fn write(&self, first: usize, bytes: &[u8]) {
+        assert!(first + bytes.len() <= self.bytes, "a write within pinned memory");
+        // SAFETY: within the allocation, as asserted; nobody else touches it now.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(first), bytes.len()) }
+    }
+
     /// The bytes, to write. The caller knows that no kernel reads them now.
     pub(crate) fn slice_mut(&mut self) -> &mut [u8] {
         // SAFETY: as `slice`, and borrowed for writing.

@@ -23,6 +23,7 @@ mod libraries;
 mod modules;
 mod nvrtc;
 mod ops;
+mod paging;
 mod plan;
 mod staging;
 

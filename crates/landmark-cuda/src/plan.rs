@@ -13,6 +13,7 @@ use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
 use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
 use crate::ops;
+use crate::paging::{Rings, Span};
 use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
@@ -53,7 +54,7 @@ pub struct CudaPlan {
     pub(crate) runs: u64,
     /// Memory that the steps touch.
     pub(crate) _transient: Arc<Buffer>,
-    pub(crate) _arena: Arc<Buffer>,
+    pub(crate) _arena: (Arc<Buffer>, Option<Arc<Rings>>),
 }
 
 /// A kernel that a launcher asked for. In the first walk there is no function yet.
@@ -131,6 +132,28 @@ impl Compiler<'_> {
     /// Address of the first of these columns in the first row. Rows are [`cols`](Self::cols) elements apart.
     pub(crate) fn cols_pointer(&self, cols: Cols) -> u64 {
         self.pointer(cols.tensor) + (cols.start * self.dtype(cols.tensor).size()) as u64
+    }
+
+    /// Parts of the cache of pages that two rings in host memory have; `None` where the rings are on the device.
+    pub(crate) fn page_cache(&self, keys: Tensor, values: Tensor) -> Option<(Span, Span)> {
+        let rings = self.arena.rings.as_ref()?;
+        let of = |t: Tensor| rings.cache(self.program.owner(t));
+        Some((of(keys)?, of(values)?))
+    }
+
+    /// Query heads of the attention over a ring of keys in this program.
+    pub(crate) fn query_heads(&self, keys: Tensor) -> Option<usize> {
+        self.program.ops().iter().find_map(|op| match op {
+            Op::RetrievalAttention(op) if self.program.owner(op.keys) == self.program.owner(keys) => {
+                Some(op.heads.heads)
+            }
+            _ => None,
+        })
+    }
+
+    /// The extents with which a tensor was laid out: of a view, those of the whole.
+    pub(crate) fn whole(&self, tensor: Tensor) -> &Shape {
+        self.program.shape(self.program.owner(tensor))
     }
 
     pub(crate) fn arch(&self) -> Arch {
@@ -372,7 +395,7 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
         graph: None,
         runs: 0,
         _transient: transient,
-        _arena: arena.buffer.clone(),
+        _arena: (arena.buffer.clone(), arena.rings.clone()),
     })
 }
 
