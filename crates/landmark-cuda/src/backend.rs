@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     cublaslt: OnceLock<Arc<CublasLt>>,
     /// Waits after every launch, so that a failure names its op (`LANDMARK_CUDA_CAUTIOUS=1`).
     pub(crate) is_cautious: bool,
+    /// Prints once for each program how long its ops took (`LANDMARK_CUDA_PROFILE=1`).
+    is_profiling: bool,
     /// Last, so that everything on it is gone before it is.
     pub(crate) device: Arc<Device>,
 }
@@ -133,7 +135,8 @@ impl Cuda {
         };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
-        let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");
+        let is_on = |name| std::env::var_os(name).is_some_and(|v| v == "1");
+        let (is_cautious, is_profiling) = (is_on("LANDMARK_CUDA_CAUTIOUS"), is_on("LANDMARK_CUDA_PROFILE"));
         let (checks, transient, cublaslt) = (Mutex::default(), Mutex::default(), OnceLock::new());
         Ok(Cuda {
             shared: Arc::new(Shared {
@@ -144,6 +147,7 @@ impl Cuda {
                 kernels,
                 cublaslt,
                 is_cautious,
+                is_profiling,
                 device,
             }),
         })
@@ -253,6 +257,11 @@ impl Backend for Cuda {
         lock(&shared.staging).flush(&shared.device)?;
         if let Some(rings) = &arena.rings {
             rings.refresh(&shared.device)?;
+        }
+        if shared.is_profiling && plan.runs == 2 {
+            eprint!("{}", plan.summary(&plan.profile(shared)?));
+            plan.runs += 1;
+            return Ok(());
         }
         plan.run(shared)
     }
