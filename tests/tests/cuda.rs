@@ -205,7 +205,9 @@ fn compare(cuda: &Cuda, config: &ModelConfig, room: Room, pass: &Pass) {
             bytes = match info.dtype {
                 DType::F32 => (0..n).flat_map(|i| value(i).to_le_bytes()).collect(),
                 // Whatever the half type: small numbers of both signs.
-                _ => (0..n).flat_map(|i| (0x3c00_u16 | ((i as u16 * 77) & 0x80ff)).to_le_bytes()).collect(),
+                _ => (0..n)
+                    .flat_map(|i| (0x3c00_u16 | ((i as u16).wrapping_mul(77) & 0x80ff)).to_le_bytes())
+                    .collect(),
             };
         }
         let u32s = |values: Vec<u32>| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
