@@ -18,6 +18,7 @@ use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How long an op took, see [`Cuda::profile`](crate::Cuda::profile).
@@ -438,6 +439,25 @@ impl CudaPlan {
             Ok(OpTime { op: *op, name: self.op_names[*op], milliseconds: end.since(begin)? })
         };
         points.iter().zip(ends).map(time).collect()
+    }
+
+    /// Times by kind of op, the longest first.
+    pub(crate) fn summary(&self, times: &[OpTime]) -> String {
+        let mut kinds: BTreeMap<&str, (usize, f32)> = BTreeMap::new();
+        for time in times {
+            let (count, sum) = kinds.entry(time.name).or_default();
+            (*count, *sum) = (*count + 1, *sum + time.milliseconds);
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        let total: f32 = times.iter().map(|t| t.milliseconds).sum();
+        let mut text = format!("{}: {total:.3} ms in {} launches\n", self.name, self.steps.len());
+        for (name, (count, sum)) in kinds {
+            let each = 1e3 * sum / count as f32;
+            text +=
+                &format!("{sum:10.3} ms  {:5.1} %  {count:4} x {each:8.1} us  {name}\n", 100.0 * sum / total);
+        }
+        text
     }
 
     /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.
