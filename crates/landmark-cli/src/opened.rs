@@ -31,6 +31,9 @@ use crate::settings::{Given, RunArgs};
 /// Blocks retrieved, if the trained context has room for them.
 const DEFAULT_TOP_K: usize = 5;
 
+/// Bytes of blocks that a GPU keeps of a memory that was offloaded to the host.
+const BESIDE_THE_HOST: u64 = 2 << 30;
+
 /// Bytes of pages kept in memory beside a file, if no budget is given.
 const BESIDE_A_FILE: u64 = 256 << 20;
 
@@ -51,6 +54,8 @@ pub struct Opened {
     pub preset: Option<Preset>,
     /// Adapters on it.
     pub adapter: Option<Adapted>,
+    /// Where it computes.
+    pub device: Device,
     /// What it computes in.
     pub compute: DType,
 }
@@ -86,7 +91,7 @@ impl Opened {
             None => checkpoint.tokenizer()?,
         };
         let compute = device.compute(args.dtype.unwrap_or_default());
-        Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter, compute })
+        Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter, device, compute })
     }
 
     /// Tokens of a text as the model is to see it, with what the tokenizer puts in front.
@@ -332,7 +337,10 @@ fn paging(
     let landmarks = (config.layers * pages * config.head_dim * element) as u64;
     let total = (2 * config.layers * pages) as u64 * page as u64;
     let fewest = landmarks + FEWEST_PAGES * page as u64;
-    let device = match args.device_memory.map(|size| size.as_u64()) {
+    // In host memory: but for what a GPU keeps of the blocks that it used last.
+    let offloaded = args.offload_cache_to_cpu == Some(true) && opened.device != Device::Cpu;
+    let offloaded = offloaded.then_some(landmarks + BESIDE_THE_HOST);
+    let device = match args.device_memory.map(|size| size.as_u64()).or(offloaded) {
         Some(size) if size < fewest => {
             let reason = format!("the landmark keys of {blocks} blocks alone take {}", ByteSize(landmarks));
             return Err(Error::flag(

@@ -18,9 +18,12 @@ pub mod cache;
 pub mod compile;
 mod cublaslt;
 mod driver;
+pub mod fused;
+mod libraries;
 mod modules;
 mod nvrtc;
 mod ops;
+mod paging;
 mod plan;
 mod staging;
 
@@ -28,4 +31,4 @@ pub use arena::CudaArena;
 pub use backend::Cuda;
 pub use driver::{DeviceInfo, count as device_count, info as device_info, memory_in_use};
 pub use ops::variants;
-pub use plan::CudaPlan;
+pub use plan::{CudaPlan, OpTime};

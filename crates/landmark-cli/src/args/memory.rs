@@ -70,7 +70,8 @@ pub struct MemoryArgs {
     /// Keep the rest in a scratch file beside this name; it is gone when the command ends.
     #[arg(long, value_name = "FILE")]
     pub memory_file: Option<PathBuf>,
-    /// As the released program: blocks in host memory, one choice for all tokens of a chunk.
+    /// As the released program: blocks in host memory, one choice for all tokens of a chunk. A GPU keeps 2 GiB of the blocks
+    /// that it used last, unless --device-memory says otherwise.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = super::values::python_bool, value_name = "BOOL")]
     pub offload_cache_to_cpu: Option<bool>,
 }
