@@ -38,7 +38,8 @@ fn ratio(cuda: &Cuda, case: &AttentionCase, dtype: DType, plant: impl Fn(&mut Op
         recorded.inputs.push((operand.tensor, bytes(info.dtype, &vec![f64::NAN; info.shape.numel()])));
     }
     let name = format!("{} in {}", case.name, dtype.name());
-    let device = Case { name, layout: recorded.layout, inputs: recorded.inputs };
+    let mut device = Case::new(name);
+    (device.layout, device.inputs) = (recorded.layout, recorded.inputs);
     let wanted = recorded.results.map(|(_, cols)| cols.tensor);
     let [first, second] = device.run_cuda(cuda, &recorded.program, &wanted);
     for ((name, _), (first, second)) in recorded.results.iter().zip(first.iter().zip(&second)) {
