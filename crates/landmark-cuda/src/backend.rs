@@ -45,6 +45,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// The stream, for one caller at a time: a run is not one call of the driver, and runs share transient memory. What
+    /// waited to be written has been launched.
+    pub(crate) fn turn(&self) -> Result<MutexGuard<'_, Staging>> {
+        self.device.enter()?;
+        let mut staging = lock(&self.staging);
+        staging.flush(&self.device)?;
+        Ok(staging)
+    }
+
     /// The number of a check for `report_index`, from 1.
     pub(crate) fn check(&self, op: &'static str, tensor: String, limit: usize) -> u32 {
         let mut checks = lock(&self.checks);
@@ -167,8 +176,7 @@ impl Cuda {
     /// # Errors
     /// What went wrong on the device meanwhile.
     pub fn wait(&self) -> Result<()> {
-        self.shared.device.enter()?;
-        lock(&self.shared.staging).flush(&self.shared.device)?;
+        let _turn = self.shared.turn()?;
         self.shared.device.synchronise()?;
         self.shared.report()
     }
@@ -178,8 +186,7 @@ impl Cuda {
     /// # Errors
     /// As [`run`](Backend::run).
     pub fn profile(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<Vec<OpTime>> {
-        self.shared.device.enter()?;
-        lock(&self.shared.staging).flush(&self.shared.device)?;
+        let _turn = self.shared.turn()?;
         plan.profile(&self.shared)
     }
 
@@ -195,8 +202,7 @@ impl Cuda {
 
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let shared = &self.shared;
-        shared.device.enter()?;
-        lock(&shared.staging).flush(&shared.device)?;
+        let _turn = shared.turn()?;
         let mut to = vec![0; bytes];
         shared.device.download(address, &mut to)?;
         shared.report()?;
@@ -209,8 +215,8 @@ impl Backend for Cuda {
     type Plan = CudaPlan;
 
     fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<CudaArena> {
+        let _turn = self.shared.turn()?;
         let device = &self.shared.device;
-        device.enter()?;
         let in_host = paging::in_host(layout, &paging)?;
         let here = |t: &Info| if in_host && t.page.is_some() { 0 } else { t.bytes() as u64 };
         let (offsets, bytes) = lay_out(layout.tensors().iter().map(here));
@@ -237,24 +243,25 @@ impl Backend for Cuda {
         let shared = &self.shared;
         let address = arena.span(tensor, first, bytes.len())?;
         shared.device.enter()?;
-        let mut staging = lock(&shared.staging);
         if let Some(rings) = arena.rings_of(tensor) {
-            staging.flush(&shared.device)?;
+            let _turn = shared.turn()?;
             shared.device.synchronise()?;
             rings.write(address, bytes);
             return Ok(());
         }
-        if bytes.len() <= LARGEST {
-            return if bytes.is_empty() { Ok(()) } else { staging.push(&shared.device, address, bytes) };
+        if bytes.is_empty() {
+            return Ok(());
         }
-        staging.flush(&shared.device)?;
+        if bytes.len() <= LARGEST {
+            return lock(&shared.staging).push(&shared.device, address, bytes);
+        }
+        let _turn = shared.turn()?;
         shared.device.upload(address, bytes)
     }
 
     fn run(&self, plan: &mut CudaPlan, arena: &mut CudaArena) -> Result<()> {
         let shared = &self.shared;
-        shared.device.enter()?;
-        lock(&shared.staging).flush(&shared.device)?;
+        let _turn = shared.turn()?;
         if let Some(rings) = &arena.rings {
             rings.refresh(&shared.device)?;
         }

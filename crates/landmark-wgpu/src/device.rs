@@ -52,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: wgpu::Limits,
+    #[allow(dead_code)]
     pub(crate) features: wgpu::Features,
     largest_binding: u64,
     /// One word a check: the largest index out of range, plus 1.

@@ -7,7 +7,7 @@
 
 mod op;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use landmark_cuda::Cuda;
 use op::LandmarkAttention;
 use std::sync::Arc;
@@ -66,17 +66,27 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let cuda = Arc::new(Cuda::new(0)?);
     // As projections give them: (B, N, H, D), seen as (B, H, N, D). The op takes the strides as they are.
     let project = |n: usize| {
-        Tensor::randn(0_f32, 1.0, (batch, rows, n, head_dim), &device)?.to_dtype(DType::BF16)?.transpose(1, 2)
+        Var::from_tensor(
+            &Tensor::randn(0_f32, 1.0, (batch, rows, n, head_dim), &device)?.to_dtype(DType::BF16)?,
+        )
     };
-    let (q, k, v) = (project(heads)?, project(kv_heads)?, project(kv_heads)?);
+    let projected = [project(heads)?, project(kv_heads)?, project(kv_heads)?];
+    let (q, k, v) =
+        (projected[0].transpose(1, 2)?, projected[1].transpose(1, 2)?, projected[2].transpose(1, 2)?);
     // Row 0 begins with a block, row 1 in the middle of one.
     let phases = [0_u32, 20];
-    let op = LandmarkAttention { cuda, block, phases: Tensor::new(&phases, &device)? };
+    let op = LandmarkAttention::new(cuda, block, Tensor::new(&phases, &device)?);
     let out = q.apply_op3(&k, &v, op)?;
     for (b, &phase) in phases.iter().enumerate() {
         let worst = difference([&q, &k, &v], &out, (b, 5, 5 * kv_heads / heads), block, phase as usize)?;
         println!("row {b} of the batch: at most {worst:.4} from the definition");
         assert!(worst < 0.02, "beyond what rounding to bf16 explains");
+    }
+    // Training: gradients come from the op's backward pass.
+    let gradients = out.to_dtype(DType::F32)?.sqr()?.sum_all()?.backward()?;
+    for (name, of) in ["queries", "keys", "values"].into_iter().zip(&projected) {
+        let gradient = gradients.get(of).ok_or("no gradient")?.to_dtype(DType::F32)?;
+        println!("gradient of the {name}: {:.3}", gradient.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?);
     }
     Ok(())
 }
