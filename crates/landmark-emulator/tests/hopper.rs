@@ -15,7 +15,8 @@ struct Ranges(Vec<(u64, usize)>);
 
 impl Memory for Ranges {
     fn check(&self, address: u64, bytes: usize, _write: bool) -> Result<(), String> {
-        let inside = |&(from, size): &(u64, usize)| address >= from && address + bytes as u64 <= from + size as u64;
+        let inside =
+            |&(from, size): &(u64, usize)| address >= from && address + bytes as u64 <= from + size as u64;
         if self.0.iter().any(inside) { Ok(()) } else { Err(format!("{bytes} bytes at {address:#x}")) }
     }
 }
@@ -93,7 +94,11 @@ impl Factor {
     }
 
     fn map(&self, address: u64) -> [u64; tensor_map::WORDS] {
-        let extents = if self.transposed { [self.outer as u64, INNER as u64] } else { [INNER as u64, self.outer as u64] };
+        let extents = if self.transposed {
+            [self.outer as u64, INNER as u64]
+        } else {
+            [INNER as u64, self.outer as u64]
+        };
         let number = [0, 32, 64, 128].iter().position(|s| *s == self.swizzle).unwrap() as u32;
         let box_ = [self.span() as u32 / 2, self.panels().0 as u32];
         tensor_map::encode(&Description {
@@ -249,8 +254,11 @@ impl Case {
             shared: 100 << 10,
             parameters: &parameters,
         };
-        let ranges =
-            Ranges(vec![(a_at, 2 * ROWS * INNER), (b_at, 2 * self.columns * INNER), (out.as_ptr() as u64, 4 * out.len())]);
+        let ranges = Ranges(vec![
+            (a_at, 2 * ROWS * INNER),
+            (b_at, 2 * self.columns * INNER),
+            (out.as_ptr() as u64, 4 * out.len()),
+        ]);
         run(&launch, &ranges)?;
         let sum = |i: usize, j: usize| (0..INNER).map(|k| value(i, k) * value(j + 3, k)).sum::<f32>();
         let expected = (0..ROWS * self.columns).map(|at| sum(at / self.columns, at % self.columns)).collect();
@@ -263,7 +271,8 @@ fn a_loaded_box_multiplies_as_it_was_in_every_layout() {
     for swizzle in [0, 32, 64, 128] {
         for transposed in [[false, false], [false, true], [true, false], [true, true]] {
             for columns in [64, 128] {
-                let (found, expected) = Case { columns, swizzle, transposed, ..PLAIN }.run().expect("a product");
+                let (found, expected) =
+                    Case { columns, swizzle, transposed, ..PLAIN }.run().expect("a product");
                 assert_eq!(found, expected, "{swizzle} {transposed:?} {columns}");
             }
         }
@@ -282,7 +291,11 @@ fn a_factor_may_come_from_registers() {
 #[test]
 fn what_is_not_waited_for_is_found() {
     let error = |omit| Case { omit, ..PLAIN }.run().map(|_| ()).unwrap_err();
-    assert!(error(Omit::WaitForLoad).contains("asynchronous copy is filling"), "{}", error(Omit::WaitForLoad));
+    assert!(
+        error(Omit::WaitForLoad).contains("asynchronous copy is filling"),
+        "{}",
+        error(Omit::WaitForLoad)
+    );
     assert!(error(Omit::WaitForProduct).contains("did not wait"), "{}", error(Omit::WaitForProduct));
     assert!(error(Omit::Fence).contains("wgmma.fence"), "{}", error(Omit::Fence));
 }
