@@ -148,7 +148,7 @@ fn an_error_names_the_kernel_the_line_and_the_thread() {
     let status = kernel.launch(5, x, 1.0, null_mut());
     assert_eq!(status, code::LAUNCH_FAILED);
     let said = text(status);
-    for part in ["kernel add", "line 15", "ld.global.f32", "thread [4, 0, 0]", "in no allocation"] {
+    for part in ["kernel add", "line 14", "ld.global.f32", "thread [4, 0, 0]", "in no allocation"] {
         assert!(said.contains(part), "{part} in: {said}");
     }
     assert_eq!(kernel.launch(1025, x, 1.0, null_mut()), code::INVALID_VALUE);
