@@ -16,7 +16,17 @@ macro_rules! embedded {
 }
 
 /// Headers that kernels include by name.
-static HEADERS: &[(&str, &str)] = &embedded!["common.cuh", "element.cuh", "random.cuh", "rotary.cuh",];
+static HEADERS: &[(&str, &str)] = &embedded![
+    "attention_tile.cuh",
+    "common.cuh",
+    "element.cuh",
+    "hopper.cuh",
+    "landmark_attention_backward_hopper.cuh",
+    "mma.cuh",
+    "random.cuh",
+    "rotary.cuh",
+    "tiles.cuh",
+];
 
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
@@ -27,15 +37,23 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "dropout.cu",
     "elementwise.cu",
     "embed.cu",
+    "landmark_attention_backward_keys_hopper.cu",
+    "landmark_attention_backward_queries_hopper.cu",
+    "landmark_attention_hopper.cu",
+    "landmark_choice.cu",
     "landmark_scores.cu",
     "matvec.cu",
     "norm.cu",
     "optimizer.cu",
     "retrieval_attention.cu",
     "retrieval_decode.cu",
+    "retrieval_prefill.cu",
     "rope.cu",
     "select_blocks.cu",
     "sum_rows.cu",
+    "landmark_attention.cu",
+    "landmark_attention_any.cu",
+    "landmark_attention_backward.cu",
 ];
 
 /// What `-D` gives a kernel file, in alphabetical order.

@@ -5,6 +5,7 @@
 //! is a handful of [`Buffer`]s, and whatever the driver refuses is an [`Error`] in words.
 #![allow(unsafe_code)] // Calls of the driver. Addresses that kernels get are made in `plan` from buffers it holds.
 
+use crate::libraries;
 use cudarc::driver::sys::{self, CUresult};
 use landmark_core::{Error, Result};
 use std::ffi::{CStr, c_void};
@@ -48,8 +49,7 @@ pub struct DeviceInfo {
 
 /// Loads and initialises the driver.
 fn initialise() -> Result<i32> {
-    // SAFETY: looks for a library; calls no function of it.
-    if !unsafe { sys::is_culib_present() } {
+    if libraries::driver().is_none() {
         return Err(Error::Device(
             "no NVIDIA driver was found (libcuda.so.1): install the driver of your GPU, or use --device cpu"
                 .into(),
@@ -320,6 +320,14 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts(self.host, self.bytes) }
     }
 
+    /// Writes bytes through a shared handle. The caller knows that nobody reads or writes them now: no kernel, since it
+    /// has waited for the device, and no slice, since it holds the arena for writing.
+    pub(crate) fn write(&self, first: usize, bytes: &[u8]) {
+        assert!(first + bytes.len() <= self.bytes, "a write within pinned memory");
+        // SAFETY: within the allocation, as asserted; nobody else touches it now.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(first), bytes.len()) }
+    }
+
     /// The bytes, to write. The caller knows that no kernel reads them now.
     pub(crate) fn slice_mut(&mut self) -> &mut [u8] {
         // SAFETY: as `slice`, and borrowed for writing.
@@ -504,13 +512,15 @@ impl TensorMap {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Arg {
     U64(u64),
     U32(u32),
     I32(i32),
     F32(f32),
     Map(TensorMap),
+    /// A struct taken by value, of members of at most 8 bytes.
+    Struct(Arc<[u64]>),
 }
 
 macro_rules! from {
@@ -520,7 +530,7 @@ macro_rules! from {
         }
     )* };
 }
-from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map);
+from!(u64 => U64, u32 => U32, i32 => I32, f32 => F32, TensorMap => Map, Arc<[u64]> => Struct);
 
 /// One launch of a kernel.
 #[derive(Clone, Debug)]
@@ -538,6 +548,15 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn issue(&self, device: &Device) -> Result<()> {
+        // SAFETY: the device's own stream is alive.
+        unsafe { self.issue_on(device.stream) }
+    }
+
+    /// The same on another stream of the primary context.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    pub(crate) unsafe fn issue_on(&self, stream: sys::CUstream) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self
             .args
             .iter()
@@ -547,6 +566,7 @@ impl Launch {
                 Arg::I32(x) => (x as *const i32).cast_mut().cast(),
                 Arg::F32(x) => (x as *const f32).cast_mut().cast(),
                 Arg::Map(x) => (&raw const x.0).cast_mut().cast(),
+                Arg::Struct(x) => x.as_ptr().cast_mut().cast(),
             })
             .collect();
         // SAFETY: all bits zero are a valid value of this plain C struct.
@@ -572,7 +592,7 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: device.stream,
+            hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
         };
@@ -668,8 +688,9 @@ impl Event {
         // SAFETY: both are alive; the signature is that of cuda.h. Asked for by its first name, since the second came
         // with the drivers of 12.8.
         unsafe {
-            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
-            let elapsed = elapsed.map_err(|error| Error::Device(error.to_string()))?;
+            let elapsed =
+                libraries::driver().and_then(|cuda| cuda.get::<Elapsed>(b"cuEventElapsedTime\0").ok());
+            let elapsed = elapsed.ok_or_else(|| Error::Device("the driver measures no times".into()))?;
             check(elapsed(&mut time, earlier.0, self.0), "reading a time")?;
         }
         Ok(time)

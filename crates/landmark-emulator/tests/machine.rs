@@ -20,8 +20,9 @@ const REGISTERS: &str = ".reg .b32 %r<40>; .reg .b64 %rd<20>; .reg .pred %p<10>;
 /// Runs `body` for so many threads; `%r0` is the thread, `%rd1` the address of its word, `%r33` that of its word of
 /// `tile`. What it leaves in the words, which begin as `words`.
 fn execute(threads: u32, body: &str, words: &mut [u32]) -> Result<(), String> {
-    let text =
-        format!(".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 k_param_0)\n{{\n{REGISTERS}\n{body}\nret;\n}}\n");
+    let text = format!(
+        ".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 k_param_0)\n{{\n{REGISTERS}\n{body}\nret;\n}}\n"
+    );
     let module = Module::parse(&text)?;
     let memory = Range(words.as_ptr() as u64, words.len() * 4);
     let launch = Launch {
@@ -92,7 +93,11 @@ fn floats() {
     let next = |x: f32| x.next_up().to_bits();
     let tiny = f32::EPSILON / 4.0;
     let cases = [
-        ("fma.rn.f32 %r10, %r1, %r2, %r3;", [f(1.0 + f32::EPSILON), f(1.0 - f32::EPSILON), f(-1.0)], f(-(f32::EPSILON * f32::EPSILON))),
+        (
+            "fma.rn.f32 %r10, %r1, %r2, %r3;",
+            [f(1.0 + f32::EPSILON), f(1.0 - f32::EPSILON), f(-1.0)],
+            f(-(f32::EPSILON * f32::EPSILON)),
+        ),
         ("add.rn.f32 %r10, %r1, %r2;", [f(1.0), f(tiny), 0], f(1.0)),
         ("add.rp.f32 %r10, %r1, %r2;", [f(1.0), f(tiny), 0], next(1.0)),
         ("add.rz.f32 %r10, %r1, %r2;", [f(-1.0), f(-tiny), 0], f(-1.0)),
@@ -171,8 +176,12 @@ fn a_barrier_counts_and_orders() {
 #[test]
 fn atomic_operations_count() {
     let mut words = [5; 64];
-    execute(64, "atom.global.add.u32 %r1, [%rd0], 1; setp.eq.u32 %p1, %r1, 68; @%p1 st.global.u32 [%rd0+4], %r0;", &mut words)
-        .unwrap();
+    execute(
+        64,
+        "atom.global.add.u32 %r1, [%rd0], 1; setp.eq.u32 %p1, %r1, 68; @%p1 st.global.u32 [%rd0+4], %r0;",
+        &mut words,
+    )
+    .unwrap();
     assert_eq!(words[..2], [69, 63]);
 }
 
@@ -205,7 +214,10 @@ fn mistakes_are_found() {
     }
     let (barrier, turn) = (barrier.replace("{B}", ""), turn.replace("{B}", ""));
     let cases: [(&str, &[&str]); 14] = [
-        ("st.global.u32 [%rd1+4], %r0;", &["thread [63, 0, 0]", "are nobody's", "st.global.u32 [%rd1+4], %r0"]),
+        (
+            "st.global.u32 [%rd1+4], %r0;",
+            &["thread [63, 0, 0]", "are nobody's", "st.global.u32 [%rd1+4], %r0"],
+        ),
         ("ld.global.u32 %r1, [%rd1+-4];", &["thread [0, 0, 0]", "are nobody's"]),
         ("st.global.v2.u32 [%rd1], {%r0, %r0};", &["thread [1, 0, 0]", "not a multiple of 8"]),
         ("ld.shared.u32 %r1, [%r33];", &["thread [0, 0, 0]", "never written"]),
@@ -217,8 +229,14 @@ fn mistakes_are_found() {
             "setp.lt.u32 %p1, %r0, 16; @%p1 bra skip; bar.sync 1; bra end; skip: bar.sync 2; end:",
             &["no thread can go on", "waits for lanes 0x0000ffff"],
         ),
-        ("setp.lt.u32 %p1, %r0, 16; @!%p1 ret; shfl.sync.bfly.b32 %r1, %r0, 1, 31, 0xffffffff;", &["lanes that have ended"]),
-        ("setp.lt.u32 %p1, %r0, 16; @%p1 shfl.sync.down.b32 %r1, %r0, 8, 31, 0xffff;", &["does not take part"]),
+        (
+            "setp.lt.u32 %p1, %r0, 16; @!%p1 ret; shfl.sync.bfly.b32 %r1, %r0, 1, 31, 0xffffffff;",
+            &["lanes that have ended"],
+        ),
+        (
+            "setp.lt.u32 %p1, %r0, 16; @%p1 shfl.sync.down.b32 %r1, %r0, 8, 31, 0xffff;",
+            &["does not take part"],
+        ),
         ("setp.eq.u32 %p1, %r0, 37; @%p1 trap;", &["warp 1", "trap"]),
         ("mov.u64 %rd3, 0; ld.global.u32 %r1, [%rd3];", &["are nobody's"]),
         ("vmax4.u32.u32.u32 %r1, %r0, %r0, %r0;", &["vmax4", "does not know"]),
@@ -267,7 +285,9 @@ fn a_product_of_a_warp() {
 
 #[test]
 fn text_that_is_no_kernel_is_refused() {
-    for text in [".visible .entry k(", "{", ".visible .entry k() { add.s32 %r1, %r2", ".global .align 3 .b8 x[4];"] {
+    for text in
+        [".visible .entry k(", "{", ".visible .entry k() { add.s32 %r1, %r2", ".global .align 3 .b8 x[4];"]
+    {
         assert!(Module::parse(text).is_err(), "{text}");
     }
     let unknown = Module::parse(".visible .entry k() { bra nowhere; }");

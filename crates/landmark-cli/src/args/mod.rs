@@ -13,6 +13,8 @@ pub mod eval;
 pub mod finetune;
 pub mod generate;
 pub mod info;
+pub mod init;
+pub mod lessons;
 pub mod memory;
 pub mod passkey;
 pub mod prepare;
@@ -65,11 +67,15 @@ pub enum Command {
     /// Make the difference of fine-tuned and raw weights, or recover the weights from it.
     #[command(alias = "weight_diff")]
     WeightDiff(Box<weight_diff::WeightDiffArgs>),
+    /// Write texts from which a model learns to retrieve.
+    Lessons(lessons::LessonsArgs),
+    /// Begin a LLaMA of any size, with random weights and a vocabulary of its own.
+    Init(init::InitArgs),
     /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
     Convert(convert::ConvertArgs),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
-    /// Measure the speed of training and of the forward pass.
+    /// Measure the speed of training, attention, reading and generating.
     Bench(bench::BenchArgs),
     /// Describe this machine, a model, a checkpoint, a saved memory or a token stream.
     Info(info::InfoArgs),
@@ -112,6 +118,8 @@ impl Command {
             Command::Passkey(args) => &args.probe.common,
             Command::Retrieval(args) => &args.probe.common,
             Command::WeightDiff(args) => &args.common,
+            Command::Lessons(args) => &args.common,
+            Command::Init(args) => &args.common,
             Command::Convert(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,

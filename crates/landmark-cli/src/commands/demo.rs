@@ -116,7 +116,7 @@ fn prepare(args: &DemoArgs, report: &Report) -> Result<PathBuf> {
         }
     };
     report.log(format!("learning a vocabulary of {VOCABULARY} tokens"));
-    let json = learn_vocabulary(&input, VOCABULARY)?;
+    let json = learn_vocabulary(&input, VOCABULARY, false)?;
     std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
     let path = args.output.join("tokenizer.json");
     write_atomic(&path, |writer| std::io::Write::write_all(writer, json.as_bytes()))?;

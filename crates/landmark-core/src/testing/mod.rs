@@ -16,7 +16,7 @@ use crate::ops::Op;
 use crate::paging::Paging;
 use crate::program::{Layout, Program};
 use crate::random::Stream;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use std::future::Future;
 use std::ops::Range;
 use std::task::{Context, Poll, Waker};
@@ -104,6 +104,19 @@ pub fn normals(salt: u32, n: usize) -> Vec<f64> {
 /// Bytes of a float tensor in f32, for [`Backend::write`].
 pub fn f32_bytes(values: &[f64]) -> Vec<u8> {
     values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect()
+}
+
+/// The same in any float type.
+///
+/// # Panics
+/// When `dtype` is none.
+pub fn float_bytes(dtype: DType, values: &[f64]) -> Vec<u8> {
+    match dtype {
+        DType::F32 => f32_bytes(values),
+        DType::Bf16 => values.iter().flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
+        DType::U32 | DType::I32 => panic!("{} is no float type", dtype.name()),
+    }
 }
 
 /// Bytes of a `u32` tensor.

@@ -12,7 +12,7 @@
 #define THREADS 128
 #define QUERIES 8
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 landmark_scores(const storage<X_T> *q, int q_stride, const storage<X_T> *landmarks, const u32 *lengths,
                 const float *frequencies, float *out, int rows, int skip, int blocks, int heads, int kv_heads) {
     __shared__ float queries[QUERIES][HEAD_DIM];

@@ -2,10 +2,11 @@
 //
 // For each head: turn q to its position, score the landmarks of all kept blocks, choose the best k, attend to them, to
 // the unfinished block and to the new keys, and store the new keys and values (spec section 4; ops Rope, Rope,
-// LandmarkScores, SelectBlocks, RetrievalAttention, AppendKv in one). A head is a cluster of 8 blocks. They score an
-// eighth of the landmarks each, exchange their best ones by distributed shared memory, and then take one block of keys
-// each; the results go to one of them, which weighs them by the outer softmax. So a token costs two cluster barriers, one
-// trip to memory for the landmarks, and one for the blocks.
+// LandmarkScores, SelectBlocks, RetrievalAttention, AppendKv in one). A head is a cluster of RANKS blocks, 8 for a memory
+// of some size. They score a share of the landmarks each, exchange their best ones by distributed shared memory, and then
+// take one block of keys each; the results go to one of them, which weighs them by the outer softmax. So a token costs two
+// cluster barriers, one trip to memory for the landmarks, and one for the blocks. Before sm_90 there are no clusters, and
+// one block does all of a head.
 //
 // Positions are turned on the query's side only: R(p) q · R(s + o) k = R(o)ᵀ R(p - s) q · k. The queries turned to the
 // few starts s that a slot can have, and the angles of all offsets o inside a block, are made ready before the kernel
@@ -18,11 +19,10 @@
 // has passed its second barrier by then. With grouped queries, several clusters read one key head, and -DAPPEND=0.
 //
 // -HEAD_DIM: X_T (q, k, v, rings, landmarks, out), HEAD_DIM, BLOCK, TOPK, TOKENS (queries, <= 4), STYLE (0 pairs, 1 halves),
-//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES.
+//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, CACHED, RANKS (1, 2, 4 or 8).
 #include "element.cuh"
 #include "rotary.cuh"
 
-#define RANKS 8
 #define WARPS 8
 #define THREADS (WARPS * 32)
 // Elements in 16 bytes; lanes that share a key; those and idle ones up to a power of 2; keys that a warp, and the block,
@@ -37,41 +37,56 @@
 #define SLOTS_FROM (1 + TOPK)
 #define TURNED (SLOTS_FROM + TOPK + 3)
 #define ITEMS (TOPK + 2)
+// Queries whose results one block gathers: t belongs to rank t % RANKS.
+#define OWNED ((TOKENS + RANKS - 1) / RANKS)
 
 typedef Element<X_T> X;
 typedef X::Bits Bits;
 
+#if RANKS > 1
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ unsigned at_rank(const void *p, int rank) {
-    unsigned to;
+// A place in the shared memory of a block of the cluster.
+__device__ __forceinline__ u32 at_rank(const void *p, int rank) {
+    u32 to;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
     return to;
 }
-__device__ __forceinline__ void push(unsigned to, float x) {
+__device__ __forceinline__ void push(u32 to, float x) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
 }
-__device__ __forceinline__ void push(unsigned to, uint2 x) {
+__device__ __forceinline__ void push(u32 to, uint2 x) {
     asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x.x), "r"(x.y) : "memory");
 }
+#else
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+template <class Item> __device__ __forceinline__ Item *at_rank(Item *p, int) { return p; }
+template <class Item> __device__ __forceinline__ void push(Item *to, Item x) { *to = x; }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
                  const int *positions, const unsigned *lengths, const unsigned *counts, const float *frequencies,
                  Bits *keys, Bits *values, Bits *landmarks, Bits *out, unsigned *chosen_out, float *shares, int blocks,
-                 int heads, int kv_heads) {
+                 int heads, int kv_heads, u32 *tags, u32 *hands, Bits *cached_keys, Bits *cached_values, int ways) {
     extern __shared__ __align__(16) unsigned char shared[];
     float2 *table = reinterpret_cast<float2 *>(shared);                    // (BLOCK, HEAD_DIM / 2): angles of offsets
     float *turned = reinterpret_cast<float *>(table + BLOCK * (HEAD_DIM / 2));    // (TOKENS, TURNED, HEAD_DIM)
     float *raw = turned + TOKENS * TURNED * HEAD_DIM;                                  // (TOKENS, HEAD_DIM)
     float *sums = raw + TOKENS * HEAD_DIM;                                             // (WARPS, HEAD_DIM)
-    float *result = sums + WARPS * HEAD_DIM;                                      // (ITEMS, HEAD_DIM), of query `rank`
-    float *weight = result + ITEMS * HEAD_DIM;                                    // (ITEMS): outer scores
-    float *inner = weight + (ITEMS + 3) / 4 * 4;                           // (BLOCK)
+    float *result = sums + WARPS * HEAD_DIM;                                      // (OWNED, ITEMS, HEAD_DIM)
+    float *weight = result + OWNED * ITEMS * HEAD_DIM;                            // (OWNED, ITEMS): outer scores
+    float *inner = weight + (OWNED * ITEMS + 3) / 4 * 4;                           // (BLOCK)
     uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, WARPS, TOPK)
     unsigned *chosen = reinterpret_cast<unsigned *>(candidates + TOKENS * RANKS * WARPS * TOPK); // (TOKENS, TOPK)
     float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
 
+#if CACHED
+    // Of each chosen block: its way in the cache, and whether it has to be fetched into it (-1: it is not to be kept).
+    __shared__ int way_of[TOKENS * TOPK], fetch[TOKENS * TOPK];
+    __shared__ u32 next_hand;
+#endif
     const int rank = blockIdx.x, h = blockIdx.y, b = blockIdx.z, hk = h / (heads / kv_heads);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int slots = blocks + 1;
@@ -222,28 +237,69 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         for (int i = thread; i < TOKENS * TOPK; i += THREADS) chosen_out[(b * heads + h) * TOKENS * TOPK + i] = chosen[i];
 #endif
 
+#if CACHED
+    // ---- where the chosen blocks are
+    u32 *mine_tags = tags + (long long)(b * heads + h) * ways;
+    for (int i = thread; i < TOKENS * TOPK; i += THREADS) way_of[i] = -1, fetch[i] = 0;
+    __syncthreads();
+    for (int w = thread; w < ways; w += THREADS) {
+        u32 tag = mine_tags[w];
+        for (int i = 0; i < TOKENS * TOPK; i++)
+            if (chosen[i] != NO_BLOCK && tag == u32(now.oldest) + chosen[i] + 1) way_of[i] = w;
+    }
+    __syncthreads();
+    if (thread == 0) {
+        u32 hand = hands[b * heads + h];
+        for (int i = 0; i < TOKENS * TOPK; i++) {
+            if (chosen[i] == NO_BLOCK || way_of[i] >= 0) continue;
+            bool again = false;
+            for (int o = 0; o < i; o++) again = again || chosen[o] == chosen[i];
+            if (again) continue; // an earlier query fetches it; this one reads it beside
+            bool taken = true;
+            while (taken) {
+                hand = hand + 1 < u32(ways) ? hand + 1 : 0;
+                taken = false;
+                for (int o = 0; o < TOKENS * TOPK; o++) taken = taken || way_of[o] == int(hand);
+            }
+            way_of[i] = hand, fetch[i] = 1;
+        }
+        next_hand = hand;
+    }
+    __syncthreads();
+#endif
+
     // ---- attention: an item is one block of keys of one query
     const float scale = rsqrtf(float(HEAD_DIM)) * LOG2_E;
     const long long page = (long long)BLOCK * HEAD_DIM;
     auto page_of = [&](int slot) { return ((long long)(b * slots + slot) * kv_heads + hk) * page; };
 #pragma unroll 1
     for (int item = rank; item < TOKENS * ITEMS; item += RANKS) {
-        const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t;
+        const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t, place = t / RANKS * ITEMS;
         int at, count = BLOCK;
         bool closed = true;
         long long ring = 0;
+        const Bits *from_keys = keys, *from_values = values;
+        Bits *keep_keys = nullptr, *keep_values = nullptr;
         int local = -1;
         if (slot < TOPK) {
             if (slot >= retrieved) continue;
 #if TOPK > 0
             unsigned j = chosen[t * TOPK + slot];
             if (j == NO_BLOCK) { // padding: the landmark's score is 0, and so is what it stands for
-                for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + slot * HEAD_DIM + e, t), 0.0f);
-                if (thread == 0) push(at_rank(weight + slot, t), 0.0f);
+                for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), 0.0f);
+                if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), 0.0f);
                 continue;
             }
             at = slot + (int(j) >= old ? 1 : 0);
             ring = page_of(slot_of(j));
+#if CACHED
+            const int way = way_of[t * TOPK + slot];
+            if (way >= 0) {
+                const long long place = ((long long)(b * heads + h) * ways + way) * page;
+                if (fetch[t * TOPK + slot]) keep_keys = cached_keys + place, keep_values = cached_values + place;
+                else from_keys = cached_keys, from_values = cached_values, ring = place;
+            }
+#endif
 #endif
         } else {
             local = slot - TOPK;
@@ -259,13 +315,22 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
             key[r] = value[r] = make_uint4(0, 0, 0, 0);
             if (has && o < count) {
-                const Bits *kp = keys + ring + o * HEAD_DIM, *vp = values + ring + o * HEAD_DIM;
+                const Bits *kp = from_keys + ring + o * HEAD_DIM, *vp = from_values + ring + o * HEAD_DIM;
                 if (local >= 0 && local * BLOCK + o >= unfinished) {
                     long long row = b * TOKENS + local * BLOCK + o - unfinished;
                     kp = k + row * k_stride + hk * HEAD_DIM, vp = v + row * v_stride + hk * HEAD_DIM;
                 }
                 key[r] = *reinterpret_cast<const uint4 *>(kp + piece);
                 if (o < BLOCK - 1) value[r] = *reinterpret_cast<const uint4 *>(vp + piece);
+            }
+        }
+        if (CACHED && keep_keys) {
+#pragma unroll
+            for (int r = 0; r < ROUNDS; r++) {
+                int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
+                if (!has || o >= BLOCK) continue;
+                *reinterpret_cast<uint4 *>(keep_keys + o * HEAD_DIM + piece) = key[r];
+                *reinterpret_cast<uint4 *>(keep_values + o * HEAD_DIM + piece) = value[r];
             }
         }
         // This thread's elements of the query, and their partners with the sign that the turn gives them.
@@ -327,35 +392,48 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             float x = 0.0f;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) x += sums[w * HEAD_DIM + e];
-            push(at_rank(result + slot * HEAD_DIM + e, t), x / sum);
+            push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), x / sum);
         }
-        if (thread == 0) push(at_rank(weight + slot, t), outer);
+        if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), outer);
         __syncthreads();
     }
     cluster_arrive();
     cluster_wait();
 
     // ---- the outer softmax, by the block that owns the query
-    if (rank < TOKENS) {
-        const int t = rank, locals = unfinished + t >= BLOCK ? 2 : 1;
+    for (int t = rank; t < TOKENS; t += RANKS) {
+        const float *score = weight + t / RANKS * ITEMS, *from = result + t / RANKS * ITEMS * HEAD_DIM;
+        const int locals = unfinished + t >= BLOCK ? 2 : 1;
         auto exists = [&](int i) { return i < TOPK ? i < retrieved : i < TOPK + locals; };
         float top = MINUS_INFINITY, sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
-            if (exists(i)) top = fmaxf(top, weight[i]);
+            if (exists(i)) top = fmaxf(top, score[i]);
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
-            if (exists(i)) sum += exp2f(weight[i] - top);
+            if (exists(i)) sum += exp2f(score[i] - top);
         for (int e = thread; e < HEAD_DIM; e += THREADS) {
             float x = 0.0f;
 #pragma unroll
             for (int i = 0; i < ITEMS; i++)
-                if (exists(i)) x = fmaf(exp2f(weight[i] - top), result[i * HEAD_DIM + e], x);
+                if (exists(i)) x = fmaf(exp2f(score[i] - top), from[i * HEAD_DIM + e], x);
             out[(long long)((b * TOKENS + t) * heads + h) * HEAD_DIM + e] = X::store(x / sum);
         }
         if (SHARES && thread < TOPK)
-            shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(weight[thread] - top) / sum : 0.0f;
+            shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(score[thread] - top) / sum : 0.0f;
     }
+#if CACHED
+    // All have looked. A tag of a block that is written now is of another text that stood there before.
+    if (rank == 0) {
+        const u32 written = u32(length) / BLOCK + 1, last_written = u32(length + max(int(counts[b]), 1) - 1) / BLOCK + 1;
+        for (int w = thread; w < ways; w += THREADS)
+            if (mine_tags[w] >= written && mine_tags[w] <= last_written) mine_tags[w] = 0;
+        __syncthreads();
+        for (int i = thread; i < TOKENS * TOPK; i += THREADS)
+            if (fetch[i]) mine_tags[way_of[i]] = u32(now.oldest) + chosen[i] + 1;
+        if (thread == 0) hands[b * heads + h] = next_hand;
+    }
+#endif
     // ---- the new keys and values, without positions
     if (APPEND && rank == RANKS - 1) {
         const int count = min(int(counts[b]), TOKENS);

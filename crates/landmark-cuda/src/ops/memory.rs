@@ -3,6 +3,7 @@
 //! These launchers serve every feature and type. What is common and must be fast is taken from them before they are
 //! asked: a step of a few tokens by `retrieval_decode`, a long chunk by `retrieval_prefill`.
 
+use super::{retrieval_decode, retrieval_prefill};
 use crate::compile::{Defines, Variant};
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{
@@ -101,7 +102,19 @@ pub(super) fn append_kv(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
         m.slots() as i32,
         m.kv_heads as i32,
     ];
-    c.launch_dependent(&kernel, [blocks, m.batch as u32, 1], APPEND_THREADS as u32, 0, args)
+    c.launch_dependent(&kernel, [blocks, m.batch as u32, 1], APPEND_THREADS as u32, 0, args)?;
+    forget_pages(op, c)
+}
+
+/// Where pages of the rings are cached on the device, those that were written are forgotten.
+fn forget_pages(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
+    let m = &op.memory;
+    let Some(heads) = c.query_heads(op.keys) else { return Ok(()) };
+    let Some(ways) = retrieval_decode::ways(c, op.keys, op.values, heads, m) else { return Ok(()) };
+    let kernel =
+        c.kernel("append_kv.cu", "forget_pages", append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m))?;
+    let args = args![c.pointer(op.lengths), c.pointer(op.counts), ways.tags, heads as i32, ways.ways as i32];
+    c.launch_dependent(&kernel, [(m.batch * heads) as u32, 1, 1], 256, 0, args)
 }
 
 pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<()> {
@@ -182,6 +195,9 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
 }
 
 pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<()> {
+    if retrieval_prefill::try_attention(op, c)? {
+        return Ok(());
+    }
     let (m, h) = (&op.memory, &op.heads);
     let x = c.dtype(op.q.tensor);
     let same = [op.k.tensor, op.v.tensor, op.out].iter().all(|&t| c.dtype(t) == x);
@@ -244,26 +260,23 @@ pub(super) fn variants() -> Vec<Variant> {
         head_dim,
         origin,
     };
-    let shapes = [
-        shape(128, 64, 5, Origin::BlocksRetrieved),
-        shape(64, 51, 4, Origin::BlocksSeen),
-        shape(16, 4, 0, Origin::BlocksSeen),
-    ];
+    let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
+    let gpt = shape(64, 51, 4, Origin::BlocksSeen);
+    let small = shape(16, 4, 0, Origin::BlocksSeen);
     let mut all = Vec::new();
-    for x in [DType::F32, DType::Bf16, DType::F16] {
-        for m in &shapes {
-            all.push(Variant::new("append_kv.cu", append_defines(x, x, m)));
-            for style in [RopeStyle::Pairs, RopeStyle::Halves] {
-                all.push(Variant::new("landmark_scores.cu", score_defines(x, m, style)));
-                for miss in [false, true] {
-                    let f = Features { style, choice: m.top_k > 0, miss, cutoff: miss, shares: m.top_k > 0 };
-                    all.push(Variant::new("retrieval_attention.cu", attend_defines(x, x, m, &f)));
-                }
-            }
-        }
+    for (x, m, style, miss) in [
+        (DType::F32, &seven, RopeStyle::Halves, false),
+        (DType::Bf16, &gpt, RopeStyle::Pairs, true),
+        (DType::F16, &gpt, RopeStyle::Pairs, false),
+        (DType::F32, &small, RopeStyle::Pairs, true),
+    ] {
+        let f = Features { style, choice: m.top_k > 0, miss, cutoff: miss, shares: m.top_k > 0 };
+        all.push(Variant::new("append_kv.cu", append_defines(x, x, m)));
+        all.push(Variant::new("landmark_scores.cu", score_defines(x, m, style)));
+        all.push(Variant::new("retrieval_attention.cu", attend_defines(x, x, m, &f)));
     }
     for selection in [Selection::PerTokenAndHead, Selection::MaxOverHeads, Selection::MaxOverTokens] {
-        all.extend(shapes.iter().map(|m| Variant::new("select_blocks.cu", select_defines(selection, m))));
+        all.push(Variant::new("select_blocks.cu", select_defines(selection, &seven)));
     }
     all
 }

@@ -9,12 +9,18 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embed;
+mod landmark_attention;
+mod landmark_attention_any;
+mod landmark_attention_backward;
+pub(crate) mod landmark_attention_backward_hopper;
+pub(crate) mod landmark_attention_hopper;
 mod matmul;
 mod matvec;
 mod memory;
 mod norm;
 mod optimizer;
 mod retrieval_decode;
+mod retrieval_prefill;
 mod rope;
 
 use crate::compile::{Defines, Variant};
@@ -25,6 +31,10 @@ use landmark_core::ops::Op;
 /// Launches the next op or ops; returns how many.
 pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
     let taken = retrieval_decode::try_launch(c)?;
+    if taken > 0 {
+        return Ok(taken);
+    }
+    let taken = retrieval_prefill::try_choice(c)?;
     if taken > 0 {
         return Ok(taken);
     }
@@ -50,6 +60,10 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SelectBlocks(op) => memory::select_blocks(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
+        Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
+        Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
+        Op::LandmarkAttentionBackward(op) if landmark_attention_backward_hopper::try_launch(op, c)? => {}
+        Op::LandmarkAttentionBackward(op) => landmark_attention_backward::launch(op, c)?,
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
         Op::Matmul(op) => matmul::matmul(op, c)?,
         Op::Norm(op) => norm::norm(op, c)?,
@@ -60,9 +74,6 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SumRows(op) => matmul::sum_rows(op, c)?,
         Op::SwiGlu(op) => elementwise::swiglu(op, c)?,
         Op::SwiGluBackward(op) => elementwise::swiglu_backward(op, c)?,
-        Op::LandmarkAttention(_) | Op::LandmarkAttentionBackward(_) => {
-            return Err(c.unsupported("the CUDA backend has no kernel for this op yet: use --device cpu"));
-        }
     }
     Ok(1)
 }
@@ -76,12 +87,18 @@ pub fn variants() -> Vec<Variant> {
     all.extend(dropout::variants());
     all.extend(elementwise::variants());
     all.extend(embed::variants());
+    all.extend(landmark_attention_hopper::variants());
+    all.extend(landmark_attention::variants());
+    all.extend(landmark_attention_any::variants());
+    all.extend(landmark_attention_backward::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
     all.extend(memory::variants());
     all.extend(norm::variants());
     all.extend(optimizer::variants());
     all.extend(retrieval_decode::variants());
+    all.extend(retrieval_prefill::variants());
     all.extend(rope::variants());
+    all.extend(landmark_attention_backward_hopper::variants());
     all
 }

@@ -2,11 +2,12 @@
 //!
 //! The recorded ops are Rope of the queries in place, Rope of the keys, LandmarkScores, SelectBlocks,
 //! RetrievalAttention, AppendKv. When they come in this order, over one memory, and nobody else reads what passes
-//! between them, the kernel takes all of them; it needs clusters (sm_90). With grouped queries AppendKv is a launch of
+//! between them, the kernel takes all of them; it uses clusters where there are some (sm_90). With grouped queries AppendKv is a launch of
 //! its own, since several clusters read what it writes.
 
 use super::memory::{append_kv, origin_code, style_code};
-use crate::compile::{Defines, Variant};
+use crate::compile::{Arch, Defines, Variant};
+use crate::paging::Ways;
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{
     AppendKv, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle, SelectBlocks,
@@ -14,13 +15,14 @@ use landmark_core::ops::{
 };
 use landmark_core::{DType, Result, Tensor};
 
+const FILE: &str = "retrieval_decode.cu";
 /// As in the kernel file.
-const RANKS: usize = 8;
+const MOST_RANKS: usize = 8;
 const WARPS: usize = 8;
 /// More queries share the memory better in the kernels for chunks.
 const MOST_TOKENS: usize = 4;
-/// Bytes of shared memory that a block may have.
-const MOST_SHARED: usize = 200 * 1024;
+/// Bytes of shared memory that a block may have on every architecture.
+const MOST_SHARED: usize = 96 * 1024;
 
 /// The ops that become one launch.
 struct Found {
@@ -88,19 +90,26 @@ fn is_read_later(ops: &[Op], tensors: &[Tensor]) -> bool {
     })
 }
 
-fn bytes_of_shared(m: &MemoryShape, tokens: usize) -> usize {
+/// Blocks of a cluster: as many as find at least 8 landmarks each to score.
+fn ranks(m: &MemoryShape, arch: Arch) -> usize {
+    let wanted = (m.blocks / 8).clamp(1, MOST_RANKS);
+    if arch.is_hopper() { 1 << wanted.ilog2() } else { 1 }
+}
+
+fn bytes_of_shared(m: &MemoryShape, tokens: usize, ranks: usize) -> usize {
     let four = |n: usize| n.next_multiple_of(4);
     let turned = 1 + m.top_k + m.top_k + 3;
+    let owned = tokens.div_ceil(ranks);
     let floats = tokens * turned * m.head_dim
         + tokens * m.head_dim
         + WARPS * m.head_dim
-        + (m.top_k + 2) * m.head_dim
-        + four(m.top_k + 2)
+        + owned * (m.top_k + 2) * m.head_dim
+        + four(owned * (m.top_k + 2))
         + four(m.block)
         + four(tokens * m.top_k)
-        + tokens * m.blocks.div_ceil(RANKS);
+        + tokens * m.blocks.div_ceil(ranks);
     let angles = m.block * (m.head_dim / 2) * 8;
-    let candidates = tokens * RANKS * WARPS * m.top_k * 8;
+    let candidates = tokens * ranks * WARPS * m.top_k * 8;
     angles + 4 * floats + candidates
 }
 
@@ -111,6 +120,7 @@ fn defines(
     style: RopeStyle,
     append: bool,
     shares: bool,
+    (ranks, cached): (usize, bool),
 ) -> Defines {
     Defines::new()
         .dtype("X_T", x)
@@ -122,10 +132,12 @@ fn defines(
         .set("ORIGIN", origin_code(m.origin))
         .flag("APPEND", append)
         .flag("SHARES", shares)
+        .set("RANKS", ranks)
+        .flag("CACHED", cached)
 }
 
 /// Whether the kernel serves these extents.
-fn serves(x: DType, m: &MemoryShape, tokens: usize) -> bool {
+fn serves(x: DType, m: &MemoryShape, tokens: usize, ranks: usize) -> bool {
     let vector = 16 / x.size();
     let lanes = m.head_dim / vector;
     let span = lanes.next_power_of_two().max(4);
@@ -137,7 +149,23 @@ fn serves(x: DType, m: &MemoryShape, tokens: usize) -> bool {
         && (m.head_dim / 2).is_multiple_of(vector)
         && lanes <= 32
         && rounds <= 8
-        && bytes_of_shared(m, tokens) <= MOST_SHARED
+        && bytes_of_shared(m, tokens, ranks) <= MOST_SHARED
+}
+
+/// The ways of a memory in host memory. Every program over it has to come to the same ones: they follow from the whole
+/// batch, and from the number of query heads, which is a model's.
+pub(super) fn ways(
+    c: &Compiler<'_>,
+    keys: Tensor,
+    values: Tensor,
+    heads: usize,
+    m: &MemoryShape,
+) -> Option<Ways> {
+    let (of_keys, of_values) = c.page_cache(keys, values)?;
+    let rows = c.whole(keys).dims().first().copied()?;
+    let page = (m.page() * c.dtype(keys).size()) as u64;
+    let fewest = (MOST_TOKENS * m.top_k) as u64 + 1;
+    Ways::cut(of_keys, of_values, (rows * heads) as u64, page, fewest)
 }
 
 /// Launches the ops of a step of a few tokens, if they come next; returns how many it took.
@@ -147,11 +175,11 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
     let x = c.dtype(attend.q.tensor);
     let tensors =
         [attend.k.tensor, attend.v.tensor, append.k.tensor, append.keys, append.values, append.landmarks];
-    let fits = c.arch().is_hopper()
-        && tensors.iter().all(|&t| c.dtype(t) == x)
+    let ranks = ranks(&m, c.arch());
+    let fits = tensors.iter().all(|&t| c.dtype(t) == x)
         && c.dtype(attend.out) == x
         && attend.shares.is_none_or(|s| c.dtype(s) == DType::F32)
-        && serves(x, &m, h.queries)
+        && serves(x, &m, h.queries, ranks)
         && (select.selection == Selection::PerTokenAndHead
             || (select.selection == Selection::MaxOverTokens && h.queries == 1))
         && [attend.q, append.k, append.v].iter().all(|cols| {
@@ -167,10 +195,11 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
     {
         return Ok(0);
     }
+    let ways = ways(c, append.keys, append.values, h.heads, &m);
     let kernel = c.kernel(
-        "retrieval_decode.cu",
+        FILE,
         "retrieval_decode",
-        defines(x, &m, h.queries, scores.style, fused, attend.shares.is_some()),
+        defines(x, &m, h.queries, scores.style, fused, attend.shares.is_some(), (ranks, ways.is_some())),
     )?;
     let args = args![
         c.cols_pointer(attend.q),
@@ -192,10 +221,15 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
         m.blocks as i32,
         h.heads as i32,
         h.kv_heads as i32,
+        ways.map_or(0, |w| w.tags),
+        ways.map_or(0, |w| w.hands),
+        ways.map_or(0, |w| w.keys),
+        ways.map_or(0, |w| w.values),
+        ways.map_or(0, |w| w.ways as i32),
     ];
-    let shared = bytes_of_shared(&m, h.queries) as u32;
-    let grid = [RANKS as u32, h.heads as u32, m.batch as u32];
-    c.launch_cluster(&kernel, grid, RANKS as u32, (WARPS * 32) as u32, shared, args)?;
+    let shared = bytes_of_shared(&m, h.queries, ranks) as u32;
+    let grid = [ranks as u32, h.heads as u32, m.batch as u32];
+    c.launch_cluster(&kernel, grid, ranks as u32, (WARPS * 32) as u32, shared, args)?;
     if !fused {
         append_kv(&append, c)?;
     }
@@ -214,16 +248,26 @@ pub(super) fn variants() -> Vec<Variant> {
     };
     let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
     let gpt = shape(128, 51, 4, Origin::BlocksSeen);
-    let mut all = Vec::new();
-    for x in [DType::Bf16, DType::F16, DType::F32] {
-        for tokens in [1, 2, 4] {
-            all.push(defines(x, &seven, tokens, RopeStyle::Halves, true, false));
-            all.push(defines(x, &gpt, tokens, RopeStyle::Pairs, true, true));
-        }
-        all.push(defines(x, &shape(64, 64, 8, Origin::BlocksRetrieved), 1, RopeStyle::Halves, false, true));
-        all.push(defines(x, &shape(80, 16, 2, Origin::BlocksSeen), 2, RopeStyle::Pairs, true, false));
-        all.push(defines(x, &shape(96, 51, 4, Origin::BlocksSeen), 1, RopeStyle::Halves, true, false));
-    }
-    all.push(defines(DType::Bf16, &shape(256, 64, 5, Origin::BlocksSeen), 1, RopeStyle::Halves, true, false));
-    all.into_iter().map(|defines| Variant::for_hopper("retrieval_decode.cu", defines)).collect()
+    let wide = shape(256, 64, 5, Origin::BlocksSeen);
+    let narrow = shape(64, 16, 2, Origin::BlocksSeen);
+    let (pairs, halves) = (RopeStyle::Pairs, RopeStyle::Halves);
+    let mut all = vec![
+        (DType::Bf16, &seven, 1, halves, true, false),
+        (DType::Bf16, &seven, 2, halves, true, false),
+        (DType::Bf16, &gpt, 4, pairs, true, true),
+        (DType::F16, &gpt, 1, pairs, false, true),
+        (DType::F32, &gpt, 1, pairs, true, false),
+        (DType::F32, &seven, 2, halves, true, false),
+        (DType::Bf16, &wide, 1, halves, true, false),
+    ];
+    all.push((DType::F16, &narrow, 2, halves, true, true));
+    let variant = |ranks: usize| {
+        all.clone().into_iter().map(move |(x, m, tokens, style, append, shares)| {
+            defines(x, m, tokens, style, append, shares, (ranks, false))
+        })
+    };
+    let tiered = defines(DType::Bf16, &seven, 1, halves, true, false, (8, true));
+    let clusters = variant(8).map(|d| Variant::for_hopper(FILE, d));
+    let clusters = clusters.chain([Variant::for_hopper(FILE, tiered)]);
+    clusters.chain(variant(1).take(3).map(|d| Variant::new(FILE, d))).collect()
 }

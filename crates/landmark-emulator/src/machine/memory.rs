@@ -100,7 +100,9 @@ impl Shared {
         let mut state = [0; N];
         state.copy_from_slice(&self.state[range.clone()]);
         if state.iter().fold(0, |all, state| all | state) & PENDING != 0 {
-            return Err(format!("shared memory at {address:#x} is written while an asynchronous copy is filling it"));
+            return Err(format!(
+                "shared memory at {address:#x} is written while an asynchronous copy is filling it"
+            ));
         }
         // who writes what is there changes nothing for anybody
         if self.bytes[range.clone()] != *from || state != [WRITTEN; N] {
@@ -142,7 +144,9 @@ impl Shared {
     pub fn write(&mut self, address: u32, from: &[u8], clock: Option<&Clock>) -> Result<(), String> {
         let range = self.range(address, from.len())?;
         if self.state[range.clone()].contains(&PENDING) {
-            return Err(format!("shared memory at {address:#x} is written while an asynchronous copy is filling it"));
+            return Err(format!(
+                "shared memory at {address:#x} is written while an asynchronous copy is filling it"
+            ));
         }
         match clock {
             Some(clock) => self.races.get_mut().write(range.start, from.len(), clock)?,
@@ -289,7 +293,8 @@ impl Cluster<'_> {
 /// They lie outside.
 pub fn read_parameters(parameters: &[u8], address: u32, to: &mut [u8]) -> Result<(), String> {
     let from = address as usize;
-    let bytes = parameters.get(from..from + to.len()).ok_or_else(|| format!("parameters have no byte {from}"))?;
+    let bytes =
+        parameters.get(from..from + to.len()).ok_or_else(|| format!("parameters have no byte {from}"))?;
     to.copy_from_slice(bytes);
     Ok(())
 }

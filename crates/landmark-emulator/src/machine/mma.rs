@@ -116,7 +116,8 @@ pub(super) fn multiply(warp: &mut Warp<'_>, instruction: &Instruction, product: 
     let halves = if ty == Type::Tf32 { 1 } else { 2 };
     let results = if product.results == Type::F16 { 2 } else { 4 };
     let a_count = inner / 2 / halves;
-    let (a_rows, b_rows, c_rows) = (&list[results..], &list[results + a_count..], &list[results + a_count * 3 / 2..]);
+    let (a_rows, b_rows, c_rows) =
+        (&list[results..], &list[results + a_count..], &list[results + a_count * 3 / 2..]);
     let (mut a, mut b, mut c) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
     // register r of A: row g or g + 8, inner columns from 0 or from the second half on
     for r in 0..a_count {

@@ -160,7 +160,11 @@ pub fn run(launch: &Launch<'_>, memory: &dyn Memory) -> Result<(), String> {
         return wrong(format!("{threads} threads in a block, more than its launch bounds"));
     }
     if launch.parameters.len() < kernel.parameter_bytes {
-        return wrong(format!("{} bytes of parameters, {} needed", launch.parameters.len(), kernel.parameter_bytes));
+        return wrong(format!(
+            "{} bytes of parameters, {} needed",
+            launch.parameters.len(),
+            kernel.parameter_bytes
+        ));
     }
     if u64::from(kernel.dynamic_shared) + u64::from(launch.shared) > 1 << 20 {
         return wrong("too much shared memory".into());
@@ -183,7 +187,9 @@ pub fn run(launch: &Launch<'_>, memory: &dyn Memory) -> Result<(), String> {
         let mut machine = Machine::new(launch, memory);
         (0..count).try_for_each(|i| machine.run(place(i)))
     } else {
-        (0..count).into_par_iter().try_for_each_init(|| Machine::new(launch, memory), |machine, i| machine.run(place(i)))
+        (0..count)
+            .into_par_iter()
+            .try_for_each_init(|| Machine::new(launch, memory), |machine, i| machine.run(place(i)))
     }
 }
 
@@ -207,7 +213,9 @@ impl<'a> Machine<'a> {
                 events: 0,
                 clock: 0,
             },
-            warps: (0..blocks * warps).map(|i| Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * warps))).collect(),
+            warps: (0..blocks * warps)
+                .map(|i| Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * warps)))
+                .collect(),
         }
     }
 

@@ -1,0 +1,271 @@
+//! A long chunk against the landmark memory, on the tensor cores: the choice of blocks without stored scores, and the
+//! attention that reads every block once for all queries that chose it.
+
+use super::memory::{origin_code, style_code};
+use crate::compile::{Defines, Variant};
+use crate::plan::{Compiler, args};
+use landmark_core::ops::{
+    LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, RopeStyle, SelectBlocks, Selection,
+};
+use landmark_core::{Cols, DType, Result, Tensor};
+
+const CHOICE: &str = "landmark_choice.cu";
+const ATTENTION: &str = "retrieval_prefill.cu";
+/// As in the kernel files: threads of a block, queries and landmarks of a tile.
+const THREADS: u32 = 128;
+const TILE: usize = 64;
+/// Fewer queries are served by the kernels for any chunk.
+const FEWEST_QUERIES: usize = 16;
+const MOST_TOP_K: usize = 8;
+const MOST_SHARED: usize = 160 * 1024;
+/// Blocks of threads of `attend_blocks` for each multiprocessor: those that are resident, twice.
+const BLOCKS_EACH: usize = 4;
+
+fn key_stride(m: &MemoryShape) -> usize {
+    let row = m.head_dim * 2;
+    if row % 128 == 64 { row } else { row + 64 }
+}
+
+/// Bytes of a tile of keys and values.
+fn tile_bytes(m: &MemoryShape) -> usize {
+    m.block.next_multiple_of(16) * (key_stride(m) + m.head_dim * 2 + 16)
+}
+
+fn defines(x: DType, m: &MemoryShape, style: RopeStyle) -> Defines {
+    let extents = Defines::new().set("HEAD_DIM", m.head_dim).set("BLOCK", m.block).set("TOPK", m.top_k);
+    extents.dtype("X_T", x).set("STYLE", style_code(style))
+}
+
+fn attend_defines(x: DType, m: &MemoryShape, style: RopeStyle, choice: bool, shares: bool) -> Defines {
+    let defines = defines(x, m, style).set("ORIGIN", origin_code(m.origin));
+    defines.flag("CHOICE", choice).flag("SHARES", shares)
+}
+
+/// Whether heads of this type and width can be cut into fragments.
+fn serves(x: DType, m: &MemoryShape) -> bool {
+    matches!(x, DType::Bf16 | DType::F16) && m.head_dim.is_multiple_of(32) && m.head_dim <= 256
+}
+
+fn is_aligned(c: &Compiler<'_>, cols: Cols) -> bool {
+    cols.start.is_multiple_of(8) && c.cols(cols.tensor).is_multiple_of(8)
+}
+
+fn is_read(ops: &[Op], tensor: Tensor) -> bool {
+    use landmark_core::ops::Access;
+    let reads = |op: &Op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write);
+    ops.iter().any(reads)
+}
+
+/// Launches LandmarkScores and SelectBlocks as one, if they come next; returns how many ops it took.
+pub(super) fn try_choice(c: &mut Compiler<'_>) -> Result<usize> {
+    let [Op::LandmarkScores(scores), Op::SelectBlocks(select), rest @ ..] = c.ahead() else { return Ok(0) };
+    let (scores, select) = (scores.clone(), select.clone());
+    let m = scores.memory;
+    let x = c.dtype(scores.q.tensor);
+    let rows = c.rows(scores.q.tensor) / m.batch;
+    let fits = select.scores == scores.out
+        && select.memory == m
+        && select.selection == Selection::PerTokenAndHead
+        && select.lengths == scores.lengths
+        && !is_read(rest, scores.out)
+        && serves(x, &m)
+        && c.dtype(scores.landmarks) == x
+        && is_aligned(c, scores.q)
+        && (1..=MOST_TOP_K).contains(&m.top_k)
+        && m.blocks > 0
+        && rows - scores.skip >= FEWEST_QUERIES;
+    if !fits {
+        return Ok(0);
+    }
+    launch_choice(&scores, &select, x, rows, c)?;
+    Ok(2)
+}
+
+fn launch_choice(
+    scores: &LandmarkScores,
+    select: &SelectBlocks,
+    x: DType,
+    rows: usize,
+    c: &mut Compiler<'_>,
+) -> Result<()> {
+    let m = scores.memory;
+    let turned = c.workspace((m.batch * m.kv_heads * m.blocks * m.head_dim * x.size()) as u64);
+    let defines = defines(x, &m, scores.style);
+    let kernel = c.kernel(CHOICE, "turn_landmarks", defines.clone())?;
+    let pairs = (m.blocks * m.head_dim / 2).div_ceil(256) as u32;
+    let args = args![
+        c.pointer(scores.landmarks),
+        c.pointer(scores.lengths),
+        c.pointer(scores.frequencies),
+        turned,
+        m.blocks as i32,
+        m.kv_heads as i32,
+    ];
+    c.launch_dependent(&kernel, [pairs, (m.batch * m.kv_heads) as u32, 1], 256, 0, args)?;
+    let kernel = c.kernel(CHOICE, "landmark_choice", defines)?;
+    let args = args![
+        c.cols_pointer(scores.q),
+        c.cols(scores.q.tensor) as i32,
+        turned,
+        c.pointer(scores.lengths),
+        c.pointer(select.counts),
+        c.pointer(select.chosen),
+        rows as i32,
+        scores.skip as i32,
+        m.blocks as i32,
+        scores.heads as i32,
+        m.kv_heads as i32,
+    ];
+    let tiles = (rows - scores.skip).div_ceil(TILE) as u32;
+    let shared = 2 * TILE * key_stride(&m);
+    c.launch_dependent(&kernel, [tiles, scores.heads as u32, m.batch as u32], THREADS, shared as u32, args)
+}
+
+/// Launches an attention over the memory, if these kernels serve it.
+pub(super) fn try_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<bool> {
+    let (m, h) = (op.memory, op.heads);
+    let x = c.dtype(op.q.tensor);
+    let same = [op.k.tensor, op.v.tensor, op.out, op.keys, op.values].iter().all(|&t| c.dtype(t) == x);
+    let choosers = 4 * (m.blocks + 1);
+    let fits = same
+        && serves(x, &m)
+        && m.head_dim <= 128
+        && (2..=128).contains(&m.block)
+        && !op.miss
+        && h.queries >= FEWEST_QUERIES
+        && [op.q, op.k, op.v].iter().all(|&cols| is_aligned(c, cols))
+        && op.shares.is_none_or(|s| c.dtype(s) == DType::F32)
+        && 2 * tile_bytes(&m) + TILE * key_stride(&m) <= MOST_SHARED
+        && choosers <= MOST_SHARED;
+    if fits {
+        launch_attention(op, x, c)?;
+    }
+    Ok(fits)
+}
+
+fn launch_attention(op: &RetrievalAttention, x: DType, c: &mut Compiler<'_>) -> Result<()> {
+    let (m, h) = (op.memory, op.heads);
+    let choice = op.chosen.is_some() && m.top_k > 0 && m.blocks > 0;
+    let defines = attend_defines(x, &m, op.style, choice, op.shares.is_some() && m.top_k > 0);
+    let entries = h.batch * h.heads * h.queries * m.top_k;
+    let (mut parts, mut marks) = (0, 0);
+    if choice {
+        parts = c.workspace((entries * m.head_dim * x.size()) as u64);
+        marks = c.workspace((entries * 4) as u64);
+        launch_blocks(op, &defines, (parts, marks), c)?;
+    }
+    let kernel = c.kernel(ATTENTION, "attend_local", defines)?;
+    let args = args![
+        c.cols_pointer(op.q),
+        c.cols(op.q.tensor) as i32,
+        c.cols_pointer(op.k),
+        c.cols(op.k.tensor) as i32,
+        c.cols_pointer(op.v),
+        c.cols(op.v.tensor) as i32,
+        c.pointer(op.keys),
+        c.pointer(op.values),
+        c.pointer(op.lengths),
+        c.pointer(op.frequencies),
+        c.pointer_or_null(op.chosen),
+        parts,
+        marks,
+        c.pointer(op.out),
+        c.pointer_or_null(op.shares),
+        h.queries as i32,
+        m.blocks as i32,
+        h.heads as i32,
+        h.kv_heads as i32,
+    ];
+    let grid = [h.queries.div_ceil(TILE) as u32, h.heads as u32, h.batch as u32];
+    c.launch_dependent(&kernel, grid, THREADS, 2 * tile_bytes(&m) as u32, args)
+}
+
+/// Every block for the queries that chose it; results go to `parts`, landmark scores to `marks`.
+fn launch_blocks(
+    op: &RetrievalAttention,
+    defines: &Defines,
+    (parts, marks): (u64, u64),
+    c: &mut Compiler<'_>,
+) -> Result<()> {
+    let (m, h) = (op.memory, op.heads);
+    let (heads, of_head) = (h.batch * h.heads, h.queries * m.top_k);
+    // Pieces of at most TILE queries: at worst one for each block, and one more for each TILE entries.
+    let room = m.blocks.min(of_head) + of_head / TILE;
+    let angles = c.workspace(((m.block + m.top_k + 2) * m.head_dim / 2 * 8) as u64);
+    let list = c.workspace((heads * of_head * 4) as u64);
+    let tiles = c.workspace((heads * room * 16) as u64);
+    let counts = c.workspace((heads * 4) as u64);
+    let kernel = c.kernel(ATTENTION, "fill_angles", defines.clone())?;
+    let pairs = ((m.block + m.top_k + 2) * m.head_dim / 2).div_ceil(256) as u32;
+    let frequencies = c.pointer(op.frequencies);
+    c.launch_dependent(&kernel, [pairs, 1, 1], 256, 0, args![frequencies, angles])?;
+    let kernel = c.kernel(ATTENTION, "list_choosers", defines.clone())?;
+    let args = args![
+        c.pointer_or_null(op.chosen),
+        c.pointer(op.lengths),
+        list,
+        tiles,
+        counts,
+        h.queries as i32,
+        m.blocks as i32,
+        h.heads as i32,
+        room as i32,
+    ];
+    let shared = (4 * (m.blocks + 1)) as u32;
+    c.launch_dependent(&kernel, [heads as u32, 1, 1], 1024, shared, args)?;
+    let kernel = c.kernel(ATTENTION, "attend_blocks", defines.clone())?;
+    let args = args![
+        c.cols_pointer(op.q),
+        c.cols(op.q.tensor) as i32,
+        c.pointer(op.keys),
+        c.pointer(op.values),
+        c.pointer(op.lengths),
+        angles,
+        list,
+        tiles,
+        counts,
+        parts,
+        marks,
+        h.queries as i32,
+        m.blocks as i32,
+        h.heads as i32,
+        h.kv_heads as i32,
+        room as i32,
+    ];
+    let across = (c.multiprocessors() as usize * BLOCKS_EACH / heads).clamp(1, room);
+    let shared = 2 * tile_bytes(&m) + TILE * key_stride(&m);
+    let grid = [across as u32, h.heads as u32, h.batch as u32];
+    c.launch_dependent(&kernel, grid, THREADS, shared as u32, args)
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let shape = |head_dim, block, top_k, origin| MemoryShape {
+        batch: 1,
+        blocks: 1,
+        block,
+        top_k,
+        kv_heads: 1,
+        head_dim,
+        origin,
+    };
+    let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
+    let gpt = shape(128, 51, 4, Origin::BlocksSeen);
+    let narrow = shape(64, 64, 2, Origin::BlocksSeen);
+    let long = shape(96, 128, 8, Origin::BlocksSeen);
+    let mut all = Vec::new();
+    for (x, m, style, shares) in [
+        (DType::Bf16, &seven, RopeStyle::Halves, false),
+        (DType::F16, &gpt, RopeStyle::Pairs, true),
+        (DType::Bf16, &narrow, RopeStyle::Halves, true),
+        (DType::Bf16, &long, RopeStyle::Pairs, false),
+    ] {
+        all.push(Variant::new(CHOICE, defines(x, m, style)));
+        all.push(Variant::new(ATTENTION, attend_defines(x, m, style, true, shares)));
+    }
+    all.push(Variant::new(ATTENTION, attend_defines(DType::Bf16, &seven, RopeStyle::Halves, false, false)));
+    all.push(Variant::new(
+        CHOICE,
+        defines(DType::Bf16, &shape(256, 64, 5, Origin::BlocksSeen), RopeStyle::Halves),
+    ));
+    all
+}

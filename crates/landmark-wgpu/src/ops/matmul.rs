@@ -1,0 +1,90 @@
+//! Matrix products: a tiled one for many rows, and one for few that reads the weights as fast as memory gives them.
+//!
+//! Weights larger than a binding are multiplied piece by piece: their rows are columns of the result.
+
+use crate::kernel::{Entry, Kernel, Resource};
+use crate::plan::{Compiler, Part, alignment};
+use landmark_core::ops::Matmul;
+use landmark_core::{DType, Result, Tensor};
+
+/// Up to so many rows of `a`, the product is bound by reading `b`.
+const FEW_ROWS: usize = 8;
+/// Rows and columns of a tile of the other kernel.
+const TILE: usize = 64;
+
+/// `a · transpose(b)`, of some rows of `a` `(M, K)`; `b` `(N, K)`.
+pub(super) struct Product {
+    pub(super) a: Tensor,
+    /// First row of `a`.
+    pub(super) first: usize,
+    /// Rows of `a`.
+    pub(super) rows: usize,
+    pub(super) b: Tensor,
+}
+
+pub(super) fn matmul(op: &Matmul, c: &mut Compiler<'_>) -> Result<()> {
+    if op.transpose_a || !op.transpose_b {
+        return Err(c.unsupported(super::TRAINING));
+    }
+    let (out, cols) = (op.out.tensor, c.cols(op.out.tensor));
+    let product = Product { a: op.a, first: 0, rows: c.rows(op.a), b: op.b };
+    for part in c.parts(op.b)? {
+        let mut k = kernel(&product, &part, c)?;
+        let alignment = alignment(&[cols, part.first, part.rows]);
+        c.read_if(&mut k, "bias", op.bias, alignment)?;
+        c.write(&mut k, "out", out, alignment)?;
+        k.flag("ADD", op.out.add);
+        launch(&product, &part, k, cols, op.scale, c)?;
+    }
+    Ok(())
+}
+
+/// The product into a workspace of f32.
+pub(super) fn into_workspace(product: &Product, out: &Resource, c: &mut Compiler<'_>) -> Result<()> {
+    let cols = c.rows(product.b);
+    for part in c.parts(product.b)? {
+        let mut k = kernel(product, &part, c)?;
+        k.absent("bias");
+        k.storage("out", DType::F32, alignment(&[cols, part.first, part.rows]), Entry::Write, out.clone());
+        k.flag("ADD", false);
+        launch(product, &part, k, cols, 1.0, c)?;
+    }
+    Ok(())
+}
+
+/// The kernel for so many rows, with its factors.
+fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
+    let mut k = if product.rows <= FEW_ROWS {
+        let mut k = Kernel::new("matvec", include_str!("../shaders/matvec.wgsl"));
+        k.constant("ROWS", product.rows);
+        k.constant("WORKGROUP", 64);
+        k
+    } else {
+        Kernel::new("matmul", include_str!("../shaders/matmul.wgsl"))
+    };
+    let alignment = alignment(&[c.cols(product.a)]);
+    c.read(&mut k, "a", product.a, alignment)?;
+    c.read_part(&mut k, "b", product.b, part, alignment);
+    Ok(k)
+}
+
+fn launch(
+    product: &Product,
+    part: &Part,
+    mut k: Kernel,
+    stride: usize,
+    scale: f32,
+    c: &mut Compiler<'_>,
+) -> Result<()> {
+    k.param("m", product.rows);
+    k.param("n", part.rows);
+    k.param("k", c.cols(product.a));
+    k.param("above", product.first);
+    k.param("first", part.first);
+    k.param("stride", stride);
+    k.param("scale", scale);
+    if product.rows <= FEW_ROWS {
+        return c.dispatch(k, part.rows.div_ceil(4));
+    }
+    c.dispatch_grid(k, [part.rows.div_ceil(TILE), product.rows.div_ceil(TILE), 1])
+}

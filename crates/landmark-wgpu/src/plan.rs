@@ -1,0 +1,387 @@
+//! Compiling a program: every op's launcher, storage for scratch, and the dispatches of one compute pass.
+//!
+//! Launchers ([`ops`]) append dispatches; buffers for scratch tensors, workspaces and tables are made behind the last
+//! one, when all sizes are known, and then the bind groups. The parameters of all dispatches lie in one uniform
+//! buffer that is written once.
+
+use crate::arena::WgpuArena;
+use crate::device::{Pipeline, Shared};
+use crate::kernel::{Bound, Entry, Kernel, Resource};
+use crate::ops;
+use landmark_core::ops::{Op, Operation};
+use landmark_core::plan::Plan;
+use landmark_core::program::{Info, Place};
+use landmark_core::{DType, Error, Program, Result, Shape, Tensor};
+
+/// Parameters of dispatches start at multiples of this: the strictest alignment that WebGPU allows a device to ask for.
+const PARAMS_ALIGNMENT: usize = 256;
+/// Workgroups of a dimension that every device allows.
+const MOST_GROUPS: usize = 65_535;
+/// Threads of a workgroup where nothing else decides.
+pub(crate) const WORKGROUP: usize = 256;
+
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    groups: [u32; 3],
+}
+
+/// A compiled program.
+pub struct WgpuPlan {
+    name: String,
+    dispatches: Vec<Dispatch>,
+}
+
+/// A dispatch whose storage is not there yet.
+struct Pending {
+    pipeline: Pipeline,
+    bound: Vec<Bound>,
+    /// Where its parameters lie, and how many bytes they are.
+    params: (usize, usize),
+    groups: [u32; 3],
+}
+
+/// Some rows of a tensor as a kernel is given them.
+pub(crate) struct Part {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) resource: Resource,
+}
+
+/// What launchers work with.
+pub(crate) struct Compiler<'a> {
+    shared: &'a Shared,
+    program: &'a Program,
+    arena: &'a WgpuArena,
+    plan: &'a Plan,
+    /// Number of the op whose launcher is called.
+    at: usize,
+    /// Bytes of every scratch buffer: the slots of the plan first.
+    scratch: Vec<u64>,
+    /// Scratch buffers that are workspaces, in the order in which an op asks for them.
+    workspaces: Vec<usize>,
+    workspaces_used: usize,
+    /// Scratch buffers that are filled once a run, with what fills them.
+    tables: Vec<(String, usize)>,
+    params: Vec<u8>,
+    pending: Vec<Pending>,
+}
+
+/// The largest of 4, 2 and 1 that divides all of these: the alignment of elements whose numbers are sums of them.
+pub(crate) fn alignment(extents: &[usize]) -> usize {
+    [4, 2].into_iter().find(|a| extents.iter().all(|e| e.is_multiple_of(*a))).unwrap_or(1)
+}
+
+impl<'a> Compiler<'a> {
+    pub(crate) fn op(&self) -> &'a Op {
+        &self.program.ops()[self.at]
+    }
+
+    pub(crate) fn info(&self, tensor: Tensor) -> &'a Info {
+        self.program.info(tensor)
+    }
+
+    pub(crate) fn shape(&self, tensor: Tensor) -> &'a Shape {
+        self.program.shape(tensor)
+    }
+
+    pub(crate) fn dtype(&self, tensor: Tensor) -> DType {
+        self.info(tensor).dtype
+    }
+
+    /// Columns of a tensor seen as a matrix: the stride of its rows.
+    pub(crate) fn cols(&self, tensor: Tensor) -> usize {
+        self.shape(tensor).cols()
+    }
+
+    pub(crate) fn rows(&self, tensor: Tensor) -> usize {
+        self.shape(tensor).rows()
+    }
+
+    /// The error of a launcher that cannot serve an op as it was recorded.
+    pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
+        Error::Unsupported { op: self.op().name(), reason: reason.into() }
+    }
+
+    pub(crate) fn largest_binding(&self) -> u64 {
+        self.shared.largest_binding()
+    }
+
+    /// Where a tensor lies, piece by piece.
+    pub(crate) fn parts(&self, tensor: Tensor) -> Result<Vec<Part>> {
+        let (info, rows) = (self.info(tensor), self.rows(tensor));
+        match info.place {
+            Place::Scratch => {
+                let slot =
+                    self.plan.slot(tensor).ok_or_else(|| self.unsupported("a tensor without storage"))?;
+                Ok(vec![Part { first: 0, rows, resource: Resource::Scratch(slot) }])
+            }
+            Place::Persistent(owner) => {
+                let pieces = self.arena.pieces(owner);
+                if let [piece] = pieces {
+                    return Ok(vec![Part {
+                        first: 0,
+                        rows,
+                        resource: Resource::Buffer(piece.buffer.clone()),
+                    }]);
+                }
+                if self.arena.layout.info(owner).shape.cols() != info.shape.cols() {
+                    return Err(self.unsupported(format!(
+                        "`{}` is larger than a binding of this device and is seen with other rows",
+                        info.name
+                    )));
+                }
+                let part = |piece: &crate::arena::Piece| Part {
+                    first: piece.first,
+                    rows: piece.rows.min(rows - piece.first),
+                    resource: Resource::Buffer(piece.buffer.clone()),
+                };
+                Ok(pieces.iter().filter(|piece| piece.first < rows).map(part).collect())
+            }
+        }
+    }
+
+    /// Where a tensor in one piece lies.
+    fn whole(&self, tensor: Tensor) -> Result<Resource> {
+        let mut parts = self.parts(tensor)?;
+        if parts.len() == 1 {
+            return Ok(parts.remove(0).resource);
+        }
+        Err(Error::Device(format!(
+            "{} is too small: maxStorageBufferBindingSize is {} bytes, but `{}` takes {}",
+            self.shared.info.name,
+            self.largest_binding(),
+            self.info(tensor).name,
+            self.info(tensor).bytes()
+        )))
+    }
+
+    /// Binds a tensor to be read.
+    pub(crate) fn read(&self, k: &mut Kernel, name: &str, tensor: Tensor, alignment: usize) -> Result<()> {
+        k.storage(name, self.dtype(tensor), alignment, Entry::Read, self.whole(tensor)?);
+        Ok(())
+    }
+
+    /// The same where it may be missing.
+    pub(crate) fn read_if(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Option<Tensor>,
+        alignment: usize,
+    ) -> Result<()> {
+        match tensor {
+            Some(tensor) => self.read(k, name, tensor, alignment),
+            None => {
+                k.absent(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// Binds some rows of a tensor to be read.
+    pub(crate) fn read_part(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Tensor,
+        part: &Part,
+        alignment: usize,
+    ) {
+        k.storage(name, self.dtype(tensor), alignment, Entry::Read, part.resource.clone());
+    }
+
+    /// Binds a tensor to be written, or read and written.
+    pub(crate) fn write(&self, k: &mut Kernel, name: &str, tensor: Tensor, alignment: usize) -> Result<()> {
+        let info = self.info(tensor);
+        if info.dtype.size() == 2 && alignment < 2 {
+            return Err(self.unsupported(format!(
+                "`{}` {:?} is {}, whose elements this backend writes in pairs, and its rows or columns are odd",
+                info.name,
+                info.shape,
+                info.dtype.name()
+            )));
+        }
+        k.storage(name, info.dtype, alignment, Entry::Write, self.whole(tensor)?);
+        Ok(())
+    }
+
+    /// The same where nobody may want it.
+    pub(crate) fn write_if(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Option<Tensor>,
+        alignment: usize,
+    ) -> Result<()> {
+        match tensor {
+            Some(tensor) => self.write(k, name, tensor, alignment),
+            None => {
+                k.absent(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// Binds a small tensor of 32-bit elements as a uniform.
+    pub(crate) fn uniform(&self, k: &mut Kernel, name: &str, tensor: Tensor) -> Result<()> {
+        let (info, most) = (self.info(tensor), self.shared.limits.max_uniform_buffer_binding_size);
+        if info.bytes().next_multiple_of(16) as u64 > most {
+            return Err(Error::Device(format!(
+                "{} is too small: maxUniformBufferBindingSize is {most}, but `{}` takes {} bytes; take a smaller batch",
+                self.shared.info.name,
+                info.name,
+                info.bytes()
+            )));
+        }
+        if info.dtype.size() != 4 {
+            return Err(self.unsupported(format!("`{}` is {}", info.name, info.dtype.name())));
+        }
+        k.uniform(name, info.dtype, info.shape.numel(), self.whole(tensor)?);
+        Ok(())
+    }
+
+    /// Binds the status buffer, in which a kernel reports an index of `tensor` that is not below `limit`, and passes
+    /// the number of the check.
+    pub(crate) fn index_check(&self, k: &mut Kernel, tensor: Tensor, limit: usize) {
+        k.raw("status", "atomic<u32>", Entry::Write, Resource::Buffer(self.shared.status.clone()));
+        let check = self.shared.index_check(self.op().name(), self.info(tensor).name.clone(), limit);
+        k.param("check", check);
+    }
+
+    /// Memory for this op alone, undefined at the beginning. May be asked for several times.
+    pub(crate) fn workspace(&mut self, bytes: u64) -> Resource {
+        if self.workspaces_used == self.workspaces.len() {
+            self.workspaces.push(self.scratch.len());
+            self.scratch.push(0);
+        }
+        let number = self.workspaces[self.workspaces_used];
+        self.workspaces_used += 1;
+        self.scratch[number] = self.scratch[number].max(bytes);
+        Resource::Scratch(number)
+    }
+
+    /// Memory that is filled once a run and then read by any op that names it alike; whether it is new, and has to be
+    /// filled here.
+    pub(crate) fn table(&mut self, name: String, bytes: u64) -> (Resource, bool) {
+        if let Some((_, number)) = self.tables.iter().find(|(known, _)| *known == name) {
+            return (Resource::Scratch(*number), false);
+        }
+        let number = self.scratch.len();
+        self.scratch.push(bytes);
+        self.tables.push((name, number));
+        (Resource::Scratch(number), true)
+    }
+
+    /// Appends a launch of this many workgroups, folded into two dimensions: `group_index` numbers them, and may
+    /// number a few more.
+    pub(crate) fn dispatch(&mut self, kernel: Kernel, groups: usize) -> Result<()> {
+        let x = groups.min(MOST_GROUPS);
+        self.dispatch_grid(kernel, [x, groups.div_ceil(x.max(1)), 1])
+    }
+
+    /// Appends a launch over a grid.
+    pub(crate) fn dispatch_grid(&mut self, kernel: Kernel, groups: [usize; 3]) -> Result<()> {
+        if groups.contains(&0) {
+            return Ok(());
+        }
+        if let Some(most) = groups.iter().find(|n| **n > MOST_GROUPS) {
+            return Err(self.unsupported(format!("{most} workgroups in a dimension; take a smaller batch")));
+        }
+        debug_assert!(
+            kernel.bound.iter().filter(|b| b.entry != Entry::Uniform).count() <= 8,
+            "{} binds more than WebGPU's default limits allow",
+            kernel.name
+        );
+        let pipeline = self.shared.pipeline(kernel.name, &kernel.source(), &kernel.entries())?;
+        let params = kernel.params();
+        let at = self.params.len();
+        self.params.extend(&params);
+        self.params.resize(self.params.len().next_multiple_of(PARAMS_ALIGNMENT), 0);
+        let groups = groups.map(|n| n as u32);
+        self.pending.push(Pending { pipeline, params: (at, params.len()), bound: kernel.bound, groups });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<WgpuPlan> {
+        let shared = self.shared;
+        let scratch = shared.scratch(&self.scratch, &self.program.name)?;
+        let params = shared.buffer(self.params.len() as u64, "parameters")?;
+        shared.queue.write_buffer(&params, 0, &self.params);
+        let bind = |pending: Pending| {
+            let (at, bytes) = pending.params;
+            let bound = |b: &'_ Bound| match &b.resource {
+                Resource::Buffer(buffer) => buffer.clone(),
+                Resource::Scratch(number) => scratch[*number].clone(),
+            };
+            let buffers: Vec<wgpu::Buffer> = pending.bound.iter().map(bound).collect();
+            let binding = |buffer, offset: usize, bytes: Option<u64>| {
+                let size = bytes.and_then(wgpu::BufferSize::new);
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: offset as u64, size })
+            };
+            let first = binding(&params, at, Some(bytes.next_multiple_of(16) as u64));
+            let others = buffers.iter().zip(&pending.bound).map(|(buffer, b)| binding(buffer, 0, b.bytes));
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = std::iter::once(first)
+                .chain(others)
+                .enumerate()
+                .map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource })
+                .collect();
+            let bindings = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pending.pipeline.layout,
+                entries: &entries,
+            });
+            Dispatch { pipeline: pending.pipeline.pipeline, bindings, groups: pending.groups }
+        };
+        let dispatches = self.pending.into_iter().map(bind).collect();
+        shared.check()?;
+        Ok(WgpuPlan { name: self.program.name.clone(), dispatches })
+    }
+}
+
+/// Compiles `program` over `arena`.
+pub(crate) fn compile(shared: &Shared, program: &Program, arena: &WgpuArena) -> Result<WgpuPlan> {
+    let plan = Plan::new(program);
+    let scratch = plan.slots.iter().map(|slot| (slot.numel * slot.dtype.size()) as u64).collect();
+    let mut compiler = Compiler {
+        shared,
+        program,
+        arena,
+        plan: &plan,
+        at: 0,
+        scratch,
+        workspaces: Vec::new(),
+        workspaces_used: 0,
+        tables: Vec::new(),
+        params: Vec::new(),
+        pending: Vec::new(),
+    };
+    for at in 0..program.ops().len() {
+        compiler.at = at;
+        compiler.workspaces_used = 0;
+        ops::launch(&mut compiler)?;
+    }
+    compiler.finish()
+}
+
+impl WgpuPlan {
+    /// How many kernels one run launches.
+    pub fn launches(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    pub(crate) fn run(&self, shared: &Shared) {
+        let label = wgpu::CommandEncoderDescriptor { label: Some(&self.name) };
+        let mut encoder = shared.device.create_command_encoder(&label);
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for dispatch in &self.dispatches {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.bindings, &[]);
+                let [x, y, z] = dispatch.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        shared.queue.submit([encoder.finish()]);
+    }
+}

@@ -1,0 +1,36 @@
+// Stores a chunk in the rings: position lengths[b] + t takes k[b, skip + t] and v[b, skip + t], for t < counts[b].
+// A chunk longer than the ring writes only what would be left of it, since threads have no order.
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let quads = (params.head_dim + 3u) / 4u;
+    let i = group_index(group, groups) * WORKGROUP + thread;
+    if (i >= params.batch * params.tokens * params.kv_heads * quads) {
+        return;
+    }
+    let d = 4u * (i % quads);
+    let h = i / quads % params.kv_heads;
+    let t = i / quads / params.kv_heads % params.tokens;
+    let b = i / quads / params.kv_heads / params.tokens;
+    let count = counts_at(b);
+    if (t >= count || t + params.slots * params.block < count) {
+        return;
+    }
+    let position = lengths_at(b) + t;
+    let slot = position / params.block % params.slots;
+    let offset = position % params.block;
+    let row = b * (params.skip + params.tokens) + params.skip + t;
+    let valid = valid_of(d, params.head_dim);
+    let key = k_quad(row * params.k_cols + params.k_start + h * params.head_dim + d, valid);
+    let value = v_quad(row * params.v_cols + params.v_start + h * params.head_dim + d, valid);
+    let e = (((b * params.slots + slot) * params.kv_heads + h) * params.block + offset) * params.head_dim + d;
+    keys_put(e, key, valid);
+    values_put(e, value, valid);
+    if (offset + 1u == params.block) {
+        landmarks_put(((b * params.kv_heads + h) * params.slots + slot) * params.head_dim + d, key, valid);
+    }
+}
