@@ -21,7 +21,7 @@ fn open(bits: Bits, largest_binding: Option<u64>) -> Wgpu {
 fn products_embeddings_and_losses() {
     for bits in [Bits::Eight, Bits::Four] {
         for (largest, rows, cols, vocab) in
-            [(None, 1, 32, 3), (None, 3, 96, 66), (None, 11, 160, 70), (Some(4096), 9, 64, 130)]
+            [(None, 1, 32, 3), (None, 3, 96, 66), (None, 11, 160, 70), (Some(5000), 9, 128, 130)]
         {
             let device = open(bits, largest);
             let mut layout = Layout::new();
