@@ -1,6 +1,7 @@
 //! Persistent tensors on the device: one allocation, every tensor at a multiple of 256 bytes.
 
 use crate::driver::Buffer;
+use crate::paging::Rings;
 use landmark_core::{Error, Layout, Result, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub struct CudaArena {
     pub(crate) buffer: Arc<Buffer>,
     /// Where each tensor begins, in bytes from the buffer's beginning.
     pub(crate) offsets: Vec<u64>,
+    /// Paged tensors that lie elsewhere.
+    pub(crate) rings: Option<Arc<Rings>>,
 }
 
 /// Offsets of all tensors laid end to end, and the bytes of all together.
@@ -38,7 +41,8 @@ pub(crate) fn lay_out(sizes: impl Iterator<Item = u64>) -> (Vec<u64>, u64) {
 impl CudaArena {
     /// Device address of a tensor of the layout, valid as long as the arena lives.
     pub fn address(&self, tensor: Tensor) -> u64 {
-        self.buffer.address + self.offsets[tensor.index()]
+        let in_host = self.rings.as_ref().and_then(|rings| rings.address(tensor));
+        in_host.unwrap_or(self.buffer.address + self.offsets[tensor.index()])
     }
 
     /// Address of `bytes` bytes of a tensor from element `first` on, if they are within it and whole elements.
@@ -53,6 +57,11 @@ impl CudaArena {
             return Err(Error::Size { tensor: info.name.clone(), expected, given: bytes });
         }
         Ok(self.address(tensor) + before as u64)
+    }
+
+    /// The rings, if that is where a tensor lies.
+    pub(crate) fn rings_of(&self, tensor: Tensor) -> Option<&Rings> {
+        self.rings.as_deref().filter(|rings| rings.address(tensor).is_some())
     }
 
     /// Address and length of a range of elements.

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // Calls of a C library; descriptors live as long as the `Product` that uses them.
 
 use crate::driver::Device;
-use crate::driver::find_library;
+use crate::libraries;
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use landmark_core::{DType, Error, Result};
 use std::ffi::c_void;
@@ -38,7 +38,7 @@ impl CublasLt {
     pub(crate) fn new() -> Result<CublasLt> {
         const NAMES: [&str; 4] =
             ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12", "cublasLt64_13.dll"];
-        if find_library(&NAMES).is_none() {
+        if libraries::find(&NAMES).is_none() {
             return Err(Error::Device(
                 "cuBLASLt was not found (libcublasLt.so.13 or .12). Install it with `pip install nvidia-cublas` and \
                  add the folder of libcublasLt.so in that package to LD_LIBRARY_PATH, or with `apt install \

@@ -5,6 +5,7 @@
 //! is a handful of [`Buffer`]s, and whatever the driver refuses is an [`Error`] in words.
 #![allow(unsafe_code)] // Calls of the driver. Addresses that kernels get are made in `plan` from buffers it holds.
 
+use crate::libraries;
 use cudarc::driver::sys::{self, CUresult};
 use landmark_core::{Error, Result};
 use std::ffi::{CStr, c_void};
@@ -46,24 +47,9 @@ pub struct DeviceInfo {
     pub driver: u32,
 }
 
-/// A library by the first of these names that the loader finds.
-///
-/// Not cudarc's own probe: that exists only where cudarc loads libraries itself, and in a build beside a crate that has
-/// it link them (candle) it does not.
-pub(crate) fn find_library(names: &[&str]) -> Option<libloading::Library> {
-    // SAFETY: NVIDIA's libraries may be loaded at any time.
-    names.iter().find_map(|&name| unsafe { libloading::Library::new(name) }.ok())
-}
-
-/// The driver's library.
-fn library() -> Option<&'static libloading::Library> {
-    static LIBRARY: std::sync::OnceLock<Option<libloading::Library>> = std::sync::OnceLock::new();
-    LIBRARY.get_or_init(|| find_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])).as_ref()
-}
-
 /// Loads and initialises the driver.
 fn initialise() -> Result<i32> {
-    if library().is_none() {
+    if libraries::driver().is_none() {
         return Err(Error::Device(
             "no NVIDIA driver was found (libcuda.so.1): install the driver of your GPU, or use --device cpu"
                 .into(),
@@ -332,6 +318,14 @@ impl Pinned {
     pub(crate) fn slice(&self) -> &[u8] {
         // SAFETY: allocated with this length and zeroed.
         unsafe { std::slice::from_raw_parts(self.host, self.bytes) }
+    }
+
+    /// Writes bytes through a shared handle. The caller knows that nobody reads or writes them now: no kernel, since it
+    /// has waited for the device, and no slice, since it holds the arena for writing.
+    pub(crate) fn write(&self, first: usize, bytes: &[u8]) {
+        assert!(first + bytes.len() <= self.bytes, "a write within pinned memory");
+        // SAFETY: within the allocation, as asserted; nobody else touches it now.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(first), bytes.len()) }
     }
 
     /// The bytes, to write. The caller knows that no kernel reads them now.
@@ -694,7 +688,8 @@ impl Event {
         // SAFETY: both are alive; the signature is that of cuda.h. Asked for by its first name, since the second came
         // with the drivers of 12.8.
         unsafe {
-            let elapsed = library().and_then(|cuda| cuda.get::<Elapsed>(b"cuEventElapsedTime\0").ok());
+            let elapsed =
+                libraries::driver().and_then(|cuda| cuda.get::<Elapsed>(b"cuEventElapsedTime\0").ok());
             let elapsed = elapsed.ok_or_else(|| Error::Device("the driver measures no times".into()))?;
             check(elapsed(&mut time, earlier.0, self.0), "reading a time")?;
         }

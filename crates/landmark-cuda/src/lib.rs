@@ -19,9 +19,11 @@ pub mod compile;
 mod cublaslt;
 mod driver;
 pub mod fused;
+mod libraries;
 mod modules;
 mod nvrtc;
 mod ops;
+mod paging;
 mod plan;
 mod staging;
 

@@ -13,10 +13,12 @@ use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
 use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
 use crate::ops;
+use crate::paging::{Rings, Span};
 use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How long an op took, see [`Cuda::profile`](crate::Cuda::profile).
@@ -53,7 +55,7 @@ pub struct CudaPlan {
     pub(crate) runs: u64,
     /// Memory that the steps touch.
     pub(crate) _transient: Arc<Buffer>,
-    pub(crate) _arena: Arc<Buffer>,
+    pub(crate) _arena: (Arc<Buffer>, Option<Arc<Rings>>),
 }
 
 /// A kernel that a launcher asked for. In the first walk there is no function yet.
@@ -131,6 +133,28 @@ impl Compiler<'_> {
     /// Address of the first of these columns in the first row. Rows are [`cols`](Self::cols) elements apart.
     pub(crate) fn cols_pointer(&self, cols: Cols) -> u64 {
         self.pointer(cols.tensor) + (cols.start * self.dtype(cols.tensor).size()) as u64
+    }
+
+    /// Parts of the cache of pages that two rings in host memory have; `None` where the rings are on the device.
+    pub(crate) fn page_cache(&self, keys: Tensor, values: Tensor) -> Option<(Span, Span)> {
+        let rings = self.arena.rings.as_ref()?;
+        let of = |t: Tensor| rings.cache(self.program.owner(t));
+        Some((of(keys)?, of(values)?))
+    }
+
+    /// Query heads of the attention over a ring of keys in this program.
+    pub(crate) fn query_heads(&self, keys: Tensor) -> Option<usize> {
+        self.program.ops().iter().find_map(|op| match op {
+            Op::RetrievalAttention(op) if self.program.owner(op.keys) == self.program.owner(keys) => {
+                Some(op.heads.heads)
+            }
+            _ => None,
+        })
+    }
+
+    /// The extents with which a tensor was laid out: of a view, those of the whole.
+    pub(crate) fn whole(&self, tensor: Tensor) -> &Shape {
+        self.program.shape(self.program.owner(tensor))
     }
 
     pub(crate) fn arch(&self) -> Arch {
@@ -372,7 +396,7 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
         graph: None,
         runs: 0,
         _transient: transient,
-        _arena: arena.buffer.clone(),
+        _arena: (arena.buffer.clone(), arena.rings.clone()),
     })
 }
 
@@ -415,6 +439,25 @@ impl CudaPlan {
             Ok(OpTime { op: *op, name: self.op_names[*op], milliseconds: end.since(begin)? })
         };
         points.iter().zip(ends).map(time).collect()
+    }
+
+    /// Times by kind of op, the longest first.
+    pub(crate) fn summary(&self, times: &[OpTime]) -> String {
+        let mut kinds: BTreeMap<&str, (usize, f32)> = BTreeMap::new();
+        for time in times {
+            let (count, sum) = kinds.entry(time.name).or_default();
+            (*count, *sum) = (*count + 1, *sum + time.milliseconds);
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        let total: f32 = times.iter().map(|t| t.milliseconds).sum();
+        let mut text = format!("{}: {total:.3} ms in {} launches\n", self.name, self.steps.len());
+        for (name, (count, sum)) in kinds {
+            let each = 1e3 * sum / count as f32;
+            text +=
+                &format!("{sum:10.3} ms  {:5.1} %  {count:4} x {each:8.1} us  {name}\n", 100.0 * sum / total);
+        }
+        text
     }
 
     /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.

@@ -9,6 +9,7 @@
 //! | [`retrieval`] | harder ones after RULER: needles of many kinds, chains of variables, counting words |
 //! | [`filler`] | text to hide something in |
 //! | [`case`] | one question: its name, its prompt, what is expected, how an answer is scored |
+//! | [`lessons`] | texts to learn from: prompts with their answers |
 //! | [`run`] | asks an [`Answerer`] all questions of a [`Suite`](case::Suite), but those answered before |
 //! | `journal`, `prompts` | answers kept as they come; prompts written for other programs, and their answers |
 //! | [`summary`], [`table`], [`csv`], `heatmap` | what came of it: numbers, text, picture |
@@ -28,6 +29,7 @@ mod draw;
 mod error;
 pub mod filler;
 mod fit;
+pub mod lessons;
 pub mod lookup;
 pub mod passkey;
 pub mod retrieval;

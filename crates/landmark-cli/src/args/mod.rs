@@ -14,6 +14,7 @@ pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod init;
+pub mod lessons;
 pub mod memory;
 pub mod passkey;
 pub mod prepare;
@@ -66,6 +67,8 @@ pub enum Command {
     /// Make the difference of fine-tuned and raw weights, or recover the weights from it.
     #[command(alias = "weight_diff")]
     WeightDiff(Box<weight_diff::WeightDiffArgs>),
+    /// Write texts from which a model learns to retrieve.
+    Lessons(lessons::LessonsArgs),
     /// Begin a LLaMA of any size, with random weights and a vocabulary of its own.
     Init(init::InitArgs),
     /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
@@ -115,6 +118,7 @@ impl Command {
             Command::Passkey(args) => &args.probe.common,
             Command::Retrieval(args) => &args.probe.common,
             Command::WeightDiff(args) => &args.common,
+            Command::Lessons(args) => &args.common,
             Command::Init(args) => &args.common,
             Command::Convert(args) => &args.common,
             Command::Demo(args) => &args.common,

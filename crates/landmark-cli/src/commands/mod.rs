@@ -9,6 +9,7 @@ pub mod finetune;
 pub mod generate;
 pub mod info;
 pub mod init;
+pub mod lessons;
 pub mod passkey;
 pub mod prepare;
 pub mod retrieval;
@@ -44,6 +45,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Passkey(args) => passkey::run(args, &report),
         Command::Retrieval(args) => retrieval::run(args, &report),
         Command::WeightDiff(args) => weight_diff::run(args, &report),
+        Command::Lessons(args) => lessons::run(args, &report),
         Command::Init(args) => init::run(args, &report),
         Command::Convert(args) => convert::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),

@@ -26,3 +26,16 @@ append_kv(const storage<X_T> *k, int k_stride, const storage<X_T> *v, int v_stri
         if (o == BLOCK - 1) landmarks[(((i64)b * kv_heads + h) * slots + slot) * HEAD_DIM + e] = key;
     }
 }
+
+// Forgets what the cache of pages (paging.rs) holds of the blocks that a chunk writes: another text stood there before.
+// One block of threads for each query head of each row.
+extern "C" __global__ void __launch_bounds__(256)
+forget_pages(const u32 *lengths, const u32 *counts, u32 *tags, int heads, int ways) {
+    wait_for_launch_ahead();
+    let_launch_behind_begin();
+    const int b = blockIdx.x / heads;
+    const u32 length = lengths[b], first = length / BLOCK + 1, last = (length + max(counts[b], 1u) - 1) / BLOCK + 1;
+    u32 *mine = tags + (i64)blockIdx.x * ways;
+    for (int w = threadIdx.x; w < ways; w += 256)
+        if (mine[w] >= first && mine[w] <= last) mine[w] = 0;
+}

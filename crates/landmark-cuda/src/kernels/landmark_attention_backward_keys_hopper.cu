@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(3 * WARP_GROUP, 1)
         issue_scores<ROWS>(dp, v, KEY_PANEL, base + stage + DOUT_IN, PANEL);
 
         const float *table = reinterpret_cast<const float *>(shared + stage + STATISTICS_IN) + pair;
-        const bool general = mixed || group_key + ROWS - offset >= t * ROWS;
+        const bool general = mixed || group_key + ROWS - offset > t * ROWS;
         wgmma_wait<1>();
         hold(s);
         if (!general) {

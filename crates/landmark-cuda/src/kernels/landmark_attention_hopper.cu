@@ -37,7 +37,9 @@ constexpr int QUERY_BYTES = PANELS * ROWS * 128;
 constexpr int BARRIER_BYTES = 128;
 // Results have a place of their own where there is room, so that the next queries arrive while these leave.
 constexpr bool OWN_STAGING = 2 * QUERY_BYTES + 2 * STAGES * TILE_BYTES + BARRIER_BYTES + 1024 <= 232448;
-constexpr float MARGIN = 8.0f; // in powers of two
+#ifndef MARGIN
+#define MARGIN 8.0f // in powers of two
+#endif
 constexpr float LOWEST = -1e30f;
 constexpr u32 EVERY = 0xffffffff;
 

@@ -19,7 +19,7 @@
 // has passed its second barrier by then. With grouped queries, several clusters read one key head, and -DAPPEND=0.
 //
 // -HEAD_DIM: X_T (q, k, v, rings, landmarks, out), HEAD_DIM, BLOCK, TOPK, TOKENS (queries, <= 4), STYLE (0 pairs, 1 halves),
-//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, RANKS (1, 2, 4 or 8).
+//     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, CACHED, RANKS (1, 2, 4 or 8).
 #include "element.cuh"
 #include "rotary.cuh"
 
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
                  const int *positions, const unsigned *lengths, const unsigned *counts, const float *frequencies,
                  Bits *keys, Bits *values, Bits *landmarks, Bits *out, unsigned *chosen_out, float *shares, int blocks,
-                 int heads, int kv_heads) {
+                 int heads, int kv_heads, u32 *tags, u32 *hands, Bits *cached_keys, Bits *cached_values, int ways) {
     extern __shared__ __align__(16) unsigned char shared[];
     float2 *table = reinterpret_cast<float2 *>(shared);                    // (BLOCK, HEAD_DIM / 2): angles of offsets
     float *turned = reinterpret_cast<float *>(table + BLOCK * (HEAD_DIM / 2));    // (TOKENS, TURNED, HEAD_DIM)
@@ -82,6 +82,11 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     unsigned *chosen = reinterpret_cast<unsigned *>(candidates + TOKENS * RANKS * WARPS * TOPK); // (TOKENS, TOPK)
     float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
 
+#if CACHED
+    // Of each chosen block: its way in the cache, and whether it has to be fetched into it (-1: it is not to be kept).
+    __shared__ int way_of[TOKENS * TOPK], fetch[TOKENS * TOPK];
+    __shared__ u32 next_hand;
+#endif
     const int rank = blockIdx.x, h = blockIdx.y, b = blockIdx.z, hk = h / (heads / kv_heads);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int slots = blocks + 1;
@@ -232,6 +237,37 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         for (int i = thread; i < TOKENS * TOPK; i += THREADS) chosen_out[(b * heads + h) * TOKENS * TOPK + i] = chosen[i];
 #endif
 
+#if CACHED
+    // ---- where the chosen blocks are
+    u32 *mine_tags = tags + (long long)(b * heads + h) * ways;
+    for (int i = thread; i < TOKENS * TOPK; i += THREADS) way_of[i] = -1, fetch[i] = 0;
+    __syncthreads();
+    for (int w = thread; w < ways; w += THREADS) {
+        u32 tag = mine_tags[w];
+        for (int i = 0; i < TOKENS * TOPK; i++)
+            if (chosen[i] != NO_BLOCK && tag == u32(now.oldest) + chosen[i] + 1) way_of[i] = w;
+    }
+    __syncthreads();
+    if (thread == 0) {
+        u32 hand = hands[b * heads + h];
+        for (int i = 0; i < TOKENS * TOPK; i++) {
+            if (chosen[i] == NO_BLOCK || way_of[i] >= 0) continue;
+            bool again = false;
+            for (int o = 0; o < i; o++) again = again || chosen[o] == chosen[i];
+            if (again) continue; // an earlier query fetches it; this one reads it beside
+            bool taken = true;
+            while (taken) {
+                hand = hand + 1 < u32(ways) ? hand + 1 : 0;
+                taken = false;
+                for (int o = 0; o < TOKENS * TOPK; o++) taken = taken || way_of[o] == int(hand);
+            }
+            way_of[i] = hand, fetch[i] = 1;
+        }
+        next_hand = hand;
+    }
+    __syncthreads();
+#endif
+
     // ---- attention: an item is one block of keys of one query
     const float scale = rsqrtf(float(HEAD_DIM)) * LOG2_E;
     const long long page = (long long)BLOCK * HEAD_DIM;
@@ -242,6 +278,8 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         int at, count = BLOCK;
         bool closed = true;
         long long ring = 0;
+        const Bits *from_keys = keys, *from_values = values;
+        Bits *keep_keys = nullptr, *keep_values = nullptr;
         int local = -1;
         if (slot < TOPK) {
             if (slot >= retrieved) continue;
@@ -254,6 +292,14 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             }
             at = slot + (int(j) >= old ? 1 : 0);
             ring = page_of(slot_of(j));
+#if CACHED
+            const int way = way_of[t * TOPK + slot];
+            if (way >= 0) {
+                const long long place = ((long long)(b * heads + h) * ways + way) * page;
+                if (fetch[t * TOPK + slot]) keep_keys = cached_keys + place, keep_values = cached_values + place;
+                else from_keys = cached_keys, from_values = cached_values, ring = place;
+            }
+#endif
 #endif
         } else {
             local = slot - TOPK;
@@ -269,13 +315,22 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
             key[r] = value[r] = make_uint4(0, 0, 0, 0);
             if (has && o < count) {
-                const Bits *kp = keys + ring + o * HEAD_DIM, *vp = values + ring + o * HEAD_DIM;
+                const Bits *kp = from_keys + ring + o * HEAD_DIM, *vp = from_values + ring + o * HEAD_DIM;
                 if (local >= 0 && local * BLOCK + o >= unfinished) {
                     long long row = b * TOKENS + local * BLOCK + o - unfinished;
                     kp = k + row * k_stride + hk * HEAD_DIM, vp = v + row * v_stride + hk * HEAD_DIM;
                 }
                 key[r] = *reinterpret_cast<const uint4 *>(kp + piece);
                 if (o < BLOCK - 1) value[r] = *reinterpret_cast<const uint4 *>(vp + piece);
+            }
+        }
+        if (CACHED && keep_keys) {
+#pragma unroll
+            for (int r = 0; r < ROUNDS; r++) {
+                int o = r * ROUND_KEYS + warp * WARP_KEYS + lane / SPAN;
+                if (!has || o >= BLOCK) continue;
+                *reinterpret_cast<uint4 *>(keep_keys + o * HEAD_DIM + piece) = key[r];
+                *reinterpret_cast<uint4 *>(keep_values + o * HEAD_DIM + piece) = value[r];
             }
         }
         // This thread's elements of the query, and their partners with the sign that the turn gives them.
@@ -367,6 +422,18 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         if (SHARES && thread < TOPK)
             shares[((b * heads + h) * TOKENS + t) * TOPK + thread] = thread < retrieved ? exp2f(score[thread] - top) / sum : 0.0f;
     }
+#if CACHED
+    // All have looked. A tag of a block that is written now is of another text that stood there before.
+    if (rank == 0) {
+        const u32 written = u32(length) / BLOCK + 1, last_written = u32(length + max(int(counts[b]), 1) - 1) / BLOCK + 1;
+        for (int w = thread; w < ways; w += THREADS)
+            if (mine_tags[w] >= written && mine_tags[w] <= last_written) mine_tags[w] = 0;
+        __syncthreads();
+        for (int i = thread; i < TOKENS * TOPK; i += THREADS)
+            if (fetch[i]) mine_tags[way_of[i]] = u32(now.oldest) + chosen[i] + 1;
+        if (thread == 0) hands[b * heads + h] = next_hand;
+    }
+#endif
     // ---- the new keys and values, without positions
     if (APPEND && rank == RANKS - 1) {
         const int count = min(int(counts[b]), TOKENS);

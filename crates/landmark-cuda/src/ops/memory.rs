@@ -3,7 +3,7 @@
 //! These launchers serve every feature and type. What is common and must be fast is taken from them before they are
 //! asked: a step of a few tokens by `retrieval_decode`, a long chunk by `retrieval_prefill`.
 
-use super::retrieval_prefill;
+use super::{retrieval_decode, retrieval_prefill};
 use crate::compile::{Defines, Variant};
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{
@@ -102,7 +102,19 @@ pub(super) fn append_kv(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
         m.slots() as i32,
         m.kv_heads as i32,
     ];
-    c.launch_dependent(&kernel, [blocks, m.batch as u32, 1], APPEND_THREADS as u32, 0, args)
+    c.launch_dependent(&kernel, [blocks, m.batch as u32, 1], APPEND_THREADS as u32, 0, args)?;
+    forget_pages(op, c)
+}
+
+/// Where pages of the rings are cached on the device, those that were written are forgotten.
+fn forget_pages(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
+    let m = &op.memory;
+    let Some(heads) = c.query_heads(op.keys) else { return Ok(()) };
+    let Some(ways) = retrieval_decode::ways(c, op.keys, op.values, heads, m) else { return Ok(()) };
+    let kernel =
+        c.kernel("append_kv.cu", "forget_pages", append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m))?;
+    let args = args![c.pointer(op.lengths), c.pointer(op.counts), ways.tags, heads as i32, ways.ways as i32];
+    c.launch_dependent(&kernel, [(m.batch * heads) as u32, 1, 1], 256, 0, args)
 }
 
 pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<()> {

@@ -7,6 +7,7 @@
 
 use super::memory::{append_kv, origin_code, style_code};
 use crate::compile::{Arch, Defines, Variant};
+use crate::paging::Ways;
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{
     AppendKv, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle, SelectBlocks,
@@ -119,7 +120,7 @@ fn defines(
     style: RopeStyle,
     append: bool,
     shares: bool,
-    ranks: usize,
+    (ranks, cached): (usize, bool),
 ) -> Defines {
     Defines::new()
         .dtype("X_T", x)
@@ -132,6 +133,7 @@ fn defines(
         .flag("APPEND", append)
         .flag("SHARES", shares)
         .set("RANKS", ranks)
+        .flag("CACHED", cached)
 }
 
 /// Whether the kernel serves these extents.
@@ -148,6 +150,22 @@ fn serves(x: DType, m: &MemoryShape, tokens: usize, ranks: usize) -> bool {
         && lanes <= 32
         && rounds <= 8
         && bytes_of_shared(m, tokens, ranks) <= MOST_SHARED
+}
+
+/// The ways of a memory in host memory. Every program over it has to come to the same ones: they follow from the whole
+/// batch, and from the number of query heads, which is a model's.
+pub(super) fn ways(
+    c: &Compiler<'_>,
+    keys: Tensor,
+    values: Tensor,
+    heads: usize,
+    m: &MemoryShape,
+) -> Option<Ways> {
+    let (of_keys, of_values) = c.page_cache(keys, values)?;
+    let rows = c.whole(keys).dims().first().copied()?;
+    let page = (m.page() * c.dtype(keys).size()) as u64;
+    let fewest = (MOST_TOKENS * m.top_k) as u64 + 1;
+    Ways::cut(of_keys, of_values, (rows * heads) as u64, page, fewest)
 }
 
 /// Launches the ops of a step of a few tokens, if they come next; returns how many it took.
@@ -177,10 +195,11 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
     {
         return Ok(0);
     }
+    let ways = ways(c, append.keys, append.values, h.heads, &m);
     let kernel = c.kernel(
         FILE,
         "retrieval_decode",
-        defines(x, &m, h.queries, scores.style, fused, attend.shares.is_some(), ranks),
+        defines(x, &m, h.queries, scores.style, fused, attend.shares.is_some(), (ranks, ways.is_some())),
     )?;
     let args = args![
         c.cols_pointer(attend.q),
@@ -202,6 +221,11 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
         m.blocks as i32,
         h.heads as i32,
         h.kv_heads as i32,
+        ways.map_or(0, |w| w.tags),
+        ways.map_or(0, |w| w.hands),
+        ways.map_or(0, |w| w.keys),
+        ways.map_or(0, |w| w.values),
+        ways.map_or(0, |w| w.ways as i32),
     ];
     let shared = bytes_of_shared(&m, h.queries, ranks) as u32;
     let grid = [ranks as u32, h.heads as u32, m.batch as u32];
@@ -239,9 +263,11 @@ pub(super) fn variants() -> Vec<Variant> {
     all.push((DType::F16, &narrow, 2, halves, true, true));
     let variant = |ranks: usize| {
         all.clone().into_iter().map(move |(x, m, tokens, style, append, shares)| {
-            defines(x, m, tokens, style, append, shares, ranks)
+            defines(x, m, tokens, style, append, shares, (ranks, false))
         })
     };
+    let tiered = defines(DType::Bf16, &seven, 1, halves, true, false, (8, true));
     let clusters = variant(8).map(|d| Variant::for_hopper(FILE, d));
+    let clusters = clusters.chain([Variant::for_hopper(FILE, tiered)]);
     clusters.chain(variant(1).take(3).map(|d| Variant::new(FILE, d))).collect()
 }
