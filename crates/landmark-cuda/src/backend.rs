@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     cublaslt: OnceLock<Arc<CublasLt>>,
     /// Waits after every launch, so that a failure names its op (`LANDMARK_CUDA_CAUTIOUS=1`).
     pub(crate) is_cautious: bool,
+    /// Prints once for each program how long its ops took (`LANDMARK_CUDA_PROFILE=1`).
+    is_profiling: bool,
     /// Last, so that everything on it is gone before it is.
     pub(crate) device: Arc<Device>,
 }
@@ -43,6 +45,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// The stream, for one caller at a time: a run is not one call of the driver, and runs share transient memory. What
+    /// waited to be written has been launched.
+    pub(crate) fn turn(&self) -> Result<MutexGuard<'_, Staging>> {
+        self.device.enter()?;
+        let mut staging = lock(&self.staging);
+        staging.flush(&self.device)?;
+        Ok(staging)
+    }
+
     /// The number of a check for `report_index`, from 1.
     pub(crate) fn check(&self, op: &'static str, tensor: String, limit: usize) -> u32 {
         let mut checks = lock(&self.checks);
@@ -133,7 +144,8 @@ impl Cuda {
         };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
-        let is_cautious = std::env::var_os("LANDMARK_CUDA_CAUTIOUS").is_some_and(|v| v == "1");
+        let is_on = |name| std::env::var_os(name).is_some_and(|v| v == "1");
+        let (is_cautious, is_profiling) = (is_on("LANDMARK_CUDA_CAUTIOUS"), is_on("LANDMARK_CUDA_PROFILE"));
         let (checks, transient, cublaslt) = (Mutex::default(), Mutex::default(), OnceLock::new());
         Ok(Cuda {
             shared: Arc::new(Shared {
@@ -144,6 +156,7 @@ impl Cuda {
                 kernels,
                 cublaslt,
                 is_cautious,
+                is_profiling,
                 device,
             }),
         })
@@ -163,8 +176,7 @@ impl Cuda {
     /// # Errors
     /// What went wrong on the device meanwhile.
     pub fn wait(&self) -> Result<()> {
-        self.shared.device.enter()?;
-        lock(&self.shared.staging).flush(&self.shared.device)?;
+        let _turn = self.shared.turn()?;
         self.shared.device.synchronise()?;
         self.shared.report()
     }
@@ -174,8 +186,7 @@ impl Cuda {
     /// # Errors
     /// As [`run`](Backend::run).
     pub fn profile(&self, plan: &mut CudaPlan, _arena: &mut CudaArena) -> Result<Vec<OpTime>> {
-        self.shared.device.enter()?;
-        lock(&self.shared.staging).flush(&self.shared.device)?;
+        let _turn = self.shared.turn()?;
         plan.profile(&self.shared)
     }
 
@@ -191,8 +202,7 @@ impl Cuda {
 
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let shared = &self.shared;
-        shared.device.enter()?;
-        lock(&shared.staging).flush(&shared.device)?;
+        let _turn = shared.turn()?;
         let mut to = vec![0; bytes];
         shared.device.download(address, &mut to)?;
         shared.report()?;
@@ -205,8 +215,8 @@ impl Backend for Cuda {
     type Plan = CudaPlan;
 
     fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<CudaArena> {
+        let _turn = self.shared.turn()?;
         let device = &self.shared.device;
-        device.enter()?;
         let in_host = paging::in_host(layout, &paging)?;
         let here = |t: &Info| if in_host && t.page.is_some() { 0 } else { t.bytes() as u64 };
         let (offsets, bytes) = lay_out(layout.tensors().iter().map(here));
@@ -233,26 +243,32 @@ impl Backend for Cuda {
         let shared = &self.shared;
         let address = arena.span(tensor, first, bytes.len())?;
         shared.device.enter()?;
-        let mut staging = lock(&shared.staging);
         if let Some(rings) = arena.rings_of(tensor) {
-            staging.flush(&shared.device)?;
+            let _turn = shared.turn()?;
             shared.device.synchronise()?;
             rings.write(address, bytes);
             return Ok(());
         }
-        if bytes.len() <= LARGEST {
-            return if bytes.is_empty() { Ok(()) } else { staging.push(&shared.device, address, bytes) };
+        if bytes.is_empty() {
+            return Ok(());
         }
-        staging.flush(&shared.device)?;
+        if bytes.len() <= LARGEST {
+            return lock(&shared.staging).push(&shared.device, address, bytes);
+        }
+        let _turn = shared.turn()?;
         shared.device.upload(address, bytes)
     }
 
     fn run(&self, plan: &mut CudaPlan, arena: &mut CudaArena) -> Result<()> {
         let shared = &self.shared;
-        shared.device.enter()?;
-        lock(&shared.staging).flush(&shared.device)?;
+        let _turn = shared.turn()?;
         if let Some(rings) = &arena.rings {
             rings.refresh(&shared.device)?;
+        }
+        if shared.is_profiling && plan.runs == 2 {
+            eprint!("{}", plan.summary(&plan.profile(shared)?));
+            plan.runs += 1;
+            return Ok(());
         }
         plan.run(shared)
     }

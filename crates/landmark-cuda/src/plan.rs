@@ -11,13 +11,14 @@ use crate::arena::{CudaArena, aligned, lay_out};
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
-use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
+use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch};
 use crate::ops;
 use crate::paging::{Rings, Span};
 use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How long an op took, see [`Cuda::profile`](crate::Cuda::profile).
@@ -39,7 +40,6 @@ const NOWHERE: u64 = 1 << 40;
 pub(crate) enum Step {
     Kernel(Launch),
     Zero { address: u64, bytes: u64 },
-    Copy { from: u64, to: u64, bytes: u64 },
     Product(Box<Product>),
 }
 
@@ -141,6 +141,15 @@ impl Compiler<'_> {
         Some((of(keys)?, of(values)?))
     }
 
+    /// Whether nobody sees a tensor that the next `taken` ops write: it is scratch, and no later op reads it. Then launches
+    /// that take these ops need not write it.
+    pub(crate) fn is_passing(&self, tensor: Tensor, taken: usize) -> bool {
+        use landmark_core::ops::Access;
+        let reads =
+            |op: &Op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write);
+        self.info(tensor).place == Place::Scratch && !self.ahead()[taken..].iter().any(reads)
+    }
+
     /// Query heads of the attention over a ring of keys in this program.
     pub(crate) fn query_heads(&self, keys: Tensor) -> Option<usize> {
         self.program.ops().iter().find_map(|op| match op {
@@ -179,16 +188,6 @@ impl Compiler<'_> {
             return Ok(Kernel(None));
         }
         Ok(Kernel(Some(self.shared.kernels.module(&self.shared.device, file, &defines)?.function(function)?)))
-    }
-
-    /// Blocks of a kernel that fit a multiprocessor at a time. Only for choosing a grid; 1 in the first walk.
-    pub(crate) fn blocks_per_multiprocessor(
-        &self,
-        kernel: &Kernel,
-        threads: u32,
-        shared: u32,
-    ) -> Result<u32> {
-        kernel.0.as_ref().map_or(Ok(1), |f| f.blocks_per_multiprocessor(threads, shared))
     }
 
     /// `bytes` of memory for this op alone, undefined at the beginning, a multiple of 256. May be called several times.
@@ -271,11 +270,6 @@ impl Compiler<'_> {
         self.step(Step::Zero { address, bytes });
     }
 
-    /// Appends a copy on the device.
-    pub(crate) fn copy(&mut self, from: u64, to: u64, bytes: u64) {
-        self.step(Step::Copy { from, to, bytes });
-    }
-
     /// Appends a matrix product.
     pub(crate) fn product(&mut self, ask: Ask) -> Result<()> {
         if self.transient.is_some() {
@@ -293,11 +287,6 @@ impl Compiler<'_> {
             (Place::Scratch, Place::Scratch) => self.scratch.share(a, b),
             _ => false,
         }
-    }
-
-    /// Describes a tensor for the copy engine.
-    pub(crate) fn tensor_map(&self, shape: &TensorMapShape<'_>) -> Result<TensorMap> {
-        TensorMap::new(shape)
     }
 
     /// Two arguments by which a kernel reports an index of `tensor` that is not below `limit`: `u64 *status` and
@@ -410,7 +399,6 @@ impl CudaPlan {
         let issued = match step {
             Step::Kernel(launch) => launch.issue(device),
             Step::Zero { address, bytes } => device.zero(*address, *bytes),
-            Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
             Step::Product(product) => product.issue(device),
         };
         let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };
@@ -438,6 +426,25 @@ impl CudaPlan {
             Ok(OpTime { op: *op, name: self.op_names[*op], milliseconds: end.since(begin)? })
         };
         points.iter().zip(ends).map(time).collect()
+    }
+
+    /// Times by kind of op, the longest first.
+    pub(crate) fn summary(&self, times: &[OpTime]) -> String {
+        let mut kinds: BTreeMap<&str, (usize, f32)> = BTreeMap::new();
+        for time in times {
+            let (count, sum) = kinds.entry(time.name).or_default();
+            (*count, *sum) = (*count + 1, *sum + time.milliseconds);
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        let total: f32 = times.iter().map(|t| t.milliseconds).sum();
+        let mut text = format!("{}: {total:.3} ms in {} launches\n", self.name, self.steps.len());
+        for (name, (count, sum)) in kinds {
+            let each = 1e3 * sum / count as f32;
+            text +=
+                &format!("{sum:10.3} ms  {:5.1} %  {count:4} x {each:8.1} us  {name}\n", 100.0 * sum / total);
+        }
+        text
     }
 
     /// Runs the program: step by step the first time, when kernels are loaded; as a graph from then on.

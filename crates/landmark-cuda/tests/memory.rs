@@ -5,7 +5,7 @@ mod common;
 
 use common::{Case, FLOATS, bytes, cuda, fits, values};
 use landmark_core::ops::{
-    AppendKv, Heads, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle,
+    AppendKv, CopyRows, Heads, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle,
     SelectBlocks, Selection,
 };
 use landmark_core::testing::memory::{MemoryCase, cases};
@@ -170,7 +170,8 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
     let values = case.normal(dtype, ring, 1.0);
     let landmarks = case.holding(dtype, [m.batch, m.kv_heads, m.slots(), d], &marks);
     let qkv = clear_queries(&step, dtype, &marks);
-    let qkv = case.holding(dtype, [m.batch, step.tokens, q_width + 2 * k_width], &qkv);
+    let (width, of_qkv) = (q_width + 2 * k_width, [m.batch, step.tokens, q_width + 2 * k_width]);
+    let given = case.holding(dtype, of_qkv, &qkv);
     let places: Vec<f64> =
         (0..m.batch * step.tokens).map(|i| step.position(i / step.tokens, i % step.tokens) as f64).collect();
     let positions = case.holding(DType::I32, [m.batch * step.tokens], &places);
@@ -184,6 +185,10 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
     let chosen = case.result(DType::U32, of_choice);
     let shares = step.shares.then(|| case.result(DType::F32, of_choice));
     let record = move |r: &mut Recorder| {
+        // As in a model, the projections are scratch: nobody sees whether they were turned in place.
+        let qkv = r.scratch("qkv", dtype, of_qkv);
+        let (from, to, rows) = (Cols::all(given, width), Cols::all(qkv, width), step.tokens);
+        r.push(CopyRows { from, from_row: 0, to, add: false, to_row: 0, rows });
         let cols = |start, width| Cols { tensor: qkv, start, width };
         let (q, k, v) = (cols(0, q_width), cols(q_width, k_width), cols(q_width + k_width, k_width));
         let turned = Cols::all(r.scratch("k.turned", dtype, [m.batch, step.tokens, k_width]), k_width);

@@ -190,6 +190,7 @@ impl AttentionCase {
         q: &[F],
         k: &[F],
         (b, h, query): (usize, usize, usize),
+        stored: &impl Fn(F) -> F,
     ) -> Option<(usize, Vec<Key<F>>, Row<F>)> {
         let (e, shift) = (&self.heads, self.shift());
         if self.miss && query == 0 {
@@ -199,7 +200,7 @@ impl AttentionCase {
         let first = self.first_key.as_ref().map_or(0, |f| f[b] as usize);
         let q = &q[((b * e.queries + query) * e.heads + h) * e.head_dim..][..e.head_dim];
         let scale = F::of(1.0 / (e.head_dim as f64).sqrt());
-        let score = |row: usize| dot(q, self.head(k, b, h, row)) * scale;
+        let score = |row: usize| stored(dot(q, self.head(k, b, h, row)) * scale);
         let keys: Vec<Key<F>> = (first..=last)
             .map(|j| Key {
                 score: score(j + shift),
@@ -223,6 +224,12 @@ impl AttentionCase {
 
     /// Forward and backward pass from the definition, in `F`.
     pub fn naive<F: Float>(&self, inputs: &Inputs) -> Results {
+        self.naive_stored(inputs, |x: F| x)
+    }
+
+    /// The same, where scores, weights and their gradients pass through `stored`: what they lose when each step of
+    /// the computation leaves its result in memory, in a half type say.
+    pub fn naive_stored<F: Float>(&self, inputs: &Inputs, stored: impl Fn(F) -> F) -> Results {
         let (e, shift) = (&self.heads, self.shift());
         let [q, k, v, dout] = [&inputs.q, &inputs.k, &inputs.v, &inputs.dout]
             .map(|x| x.iter().map(|&x| F::of(x)).collect::<Vec<F>>());
@@ -234,21 +241,23 @@ impl AttentionCase {
         for (b, h, query) in (0..e.batch * e.heads * e.queries)
             .map(|i| (i / (e.heads * e.queries), i / e.queries % e.heads, i % e.queries))
         {
-            let Some((first, keys, row)) = self.row(&q, &k, (b, h, query)) else { continue };
+            let Some((first, keys, row)) = self.row::<F>(&q, &k, (b, h, query), &stored) else { continue };
             let at = ((b * e.queries + query) * e.heads + h) * e.head_dim;
             let dim = at..at + e.head_dim;
             let kept = |j: usize| -> F { self.keep(self.dropout, SALT, (b, h, query, j)) };
             let rows: Vec<usize> = (0..keys.len()).map(|i| i + first + shift).collect();
-            let dweight: Vec<F> =
-                rows.iter().map(|&j| kept(j) * dot(&dout[dim.clone()], self.head(&v, b, h, j))).collect();
+            let dweight: Vec<F> = rows
+                .iter()
+                .map(|&j| kept(j) * stored(dot(&dout[dim.clone()], self.head(&v, b, h, j))))
+                .collect();
             let (ds, dmiss) = grouped_softmax_backward(&keys, &row, &dweight);
             let score_gradients = rows.iter().copied().zip(ds).chain(self.miss.then_some((0, dmiss)));
-            for (j, ds) in score_gradients {
+            for (j, ds) in score_gradients.map(|(j, ds)| (j, stored(ds))) {
                 add(&mut dq[dim.clone()], ds * scale, self.head(&k, b, h, j));
                 let to = self.head_range(b, h, j);
                 add(&mut dk[to], ds * scale, &q[dim.clone()]);
             }
-            for (&j, &weight) in rows.iter().zip(&row.weight) {
+            for (&j, weight) in rows.iter().zip(row.weight.iter().map(|&weight: &F| stored(weight))) {
                 add(&mut out[dim.clone()], kept(j) * weight, self.head(&v, b, h, j));
                 add(&mut dv[self.head_range(b, h, j)], kept(j) * weight, &dout[dim.clone()]);
             }

@@ -1,6 +1,6 @@
 // Rows moved between tensors with other columns, rows and types (CopyRows), constants (Fill), conversions.
 //
-// FROM_T, TO_T: element types. ADD: += instead of =. V: elements of a thread, a power of two to which starts, strides
+// FROM_T, TO_T: element types. ADD: += instead of =. WIDE: elements of a thread, a power of two to which starts, strides
 // and widths are all aligned; the launcher finds the largest.
 #include "common.cuh"
 
@@ -21,10 +21,10 @@ extern "C" __global__ void __launch_bounds__(256)
 copy_rows(const storage<FROM_T> *from, storage<TO_T> *to, i64 from_batch, i64 to_batch, int from_row, int to_row, int width,
           int rows) {
     wait_for_launch_ahead();
-    const int vectors = width / V;
+    const int vectors = width / WIDE;
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (i64)rows * vectors; i += (i64)gridDim.x * blockDim.x) {
-        const int row = i / vectors, col = (int)(i % vectors) * V;
-        move<V>(to + blockIdx.y * to_batch + (i64)row * to_row + col, from + blockIdx.y * from_batch + (i64)row * from_row + col);
+        const int row = i / vectors, col = (int)(i % vectors) * WIDE;
+        move<WIDE>(to + blockIdx.y * to_batch + (i64)row * to_row + col, from + blockIdx.y * from_batch + (i64)row * from_row + col);
     }
 }
 

@@ -135,7 +135,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 2 : 1) fo
                     }
         }
 
-        unsigned p[M_TILES][N_TILES][2];
 #pragma unroll
         for (int block = 0; block < TILE_BLOCKS; block++)
 #pragma unroll
@@ -177,6 +176,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 2 : 1) fo
                         for (int d = 0; d < D / 8; d++)
 #pragma unroll
                             for (int c = 0; c < 2; c++) out[i][d][e * 2 + c] *= factor;
+                        // Weights of this tile's other blocks are not among the results yet.
+#pragma unroll
+                        for (int n = 0; n < n0; n++)
+#pragma unroll
+                            for (int c = 0; c < 2; c++) s[i][n][e * 2 + c] *= factor;
                     }
                     const float share = outer == -INFINITE ? 0.0f : power2(outer - top[i][e]);
                     sum[i][e] += earlier ? share : share * l;
@@ -184,8 +188,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 2 : 1) fo
                     const float factor = earlier ? (l > 0.0f ? __fdividef(share, l) : 0.0f) : share;
 #pragma unroll
                     for (int n = n0; n <= last; n++)
-                        p[i][n][e] = pack(s[i][n][e * 2] * factor, s[i][n][e * 2 + 1] * factor);
+#pragma unroll
+                        for (int c = 0; c < 2; c++) s[i][n][e * 2 + c] *= factor;
                 }
+        unsigned p[M_TILES][N_TILES][2];
+#pragma unroll
+        for (int i = 0; i < M_TILES; i++)
+#pragma unroll
+            for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) p[i][n][e] = pack(s[i][n][e * 2], s[i][n][e * 2 + 1]);
 
         wait_copies<0>();
         __syncthreads();  // V is here, and nobody reads K any more

@@ -49,10 +49,9 @@ struct Attention {
 static_assert(sizeof(Attention) == 296, "as ops/landmark_attention_backward.rs writes it");
 
 constexpr int QUERIES = 64;
-// Queries whose S and dP a warp of `backward_keys` holds at a time.
-#ifndef PASS
-#define PASS 32
-#endif
+// Queries whose S and dP a warp of `backward_keys` holds at a time: beside dK and dV there are no registers for 64, and
+// many short blocks want some of their own.
+constexpr int PASS = PADDED == 8 ? 16 : 32;
 constexpr int N_TILES = TILE_KEYS / 8;
 constexpr int BLOCK_TILES = PADDED / 8;
 #define LOG2E 1.44269504088896f
@@ -410,7 +409,10 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS, KEY_THREADS <= 128 ? 2
                 const bool is_landmark = BLOCK && offset == BLOCK - 1;
                 const bool is_padding = (KEY_ROWS != TILE_KEYS && eight >= TILE_KEYS) || (BLOCK && offset >= BLOCK);
                 const int key = base + block * BLOCK + offset;
-                const bool visible = !is_padding && key >= first && key < a.keys;
+                // The first position that sees this key: itself, or for a landmark the one after it. Within the text
+                // all do.
+                const bool is_nothing = is_padding || (edge && (key < first || key >= a.keys));
+                const int from = is_nothing ? 0x7fffffff : edge ? key + is_landmark : 0;
                 const int list = BLOCK ? (2 + 2 * min(block, TILE_BLOCKS - 1)) * QUERIES : 0;
                 const bool has_landmark = BLOCK && eight % PADDED == PADDED - 8;
 #pragma unroll
@@ -433,10 +435,9 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS, KEY_THREADS <= 128 ? 2
 #pragma unroll
                     for (int c = 0; c < 2; c++) {
                         weight[c] = power2(fmaf(s[n][e * 2 + c], scale, -logs[c]));
-                        // A landmark is attended to by later blocks only.
-                        if (edge && !(visible && key + is_landmark <= position + n * 8 + c)) weight[c] = 0.0f;
-                        if ((BLOCK || KEY_ROWS != TILE_KEYS) && is_padding) weight[c] = 0.0f;
                         gradient[c] = weight[c] * (x[c] - means[c]);
+                        // What nobody sees may have no log and no mean.
+                        if (from > position + n * 8 + c) weight[c] = gradient[c] = 0.0f;
                         if (is_landmark) weight[c] = 0.0f;
                     }
                     p[n][e] = pack(weight[0], weight[1]);

@@ -213,12 +213,17 @@ attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values,
     for (int i = blockIdx.x; i < count; i += gridDim.x, buffer ^= 1) {
         const uint4 tile = mine[i];
         const int members = tile.z, later = int(tile.x) >= now.old ? 1 : 0;
-        // The queries, turned by their slots.
-        for (int c = threadIdx.x; c < members * TURN_UNITS; c += THREADS) {
+        // The queries, turned by their slots; zeros up to the rows of a warp.
+        for (int c = threadIdx.x; c < (members + 15) / 16 * 16 * TURN_UNITS; c += THREADS) {
             const int row = c / TURN_UNITS, unit = c % TURN_UNITS;
+            unsigned char *to = turned_q + row * K_STRIDE;
+            if (row >= members) {
+                *reinterpret_cast<uint4 *>(to + unit * 16) = make_uint4(0, 0, 0, 0);
+                if (STYLE == 1) *reinterpret_cast<uint4 *>(to + unit * 16 + HEAD_DIM) = make_uint4(0, 0, 0, 0);
+                continue;
+            }
             const u32 entry = entries[tile.y + row];
             const Bits *from = q + ((i64)b * queries + entry / TOPK) * q_stride + h * HEAD_DIM;
-            unsigned char *to = turned_q + row * K_STRIDE;
             *reinterpret_cast<uint4 *>(to + unit * 16) = *reinterpret_cast<const uint4 *>(from + unit * 8);
             if (STYLE == 1)
                 *reinterpret_cast<uint4 *>(to + unit * 16 + HEAD_DIM) =

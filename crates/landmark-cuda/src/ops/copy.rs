@@ -9,7 +9,7 @@ const FILE: &str = "copy.cu";
 const THREADS: u32 = 256;
 
 fn defines(from: DType, to: DType, add: bool, vector: usize) -> Defines {
-    Defines::new().dtype("FROM_T", from).dtype("TO_T", to).flag("ADD", add).set("V", vector)
+    Defines::new().dtype("FROM_T", from).dtype("TO_T", to).flag("ADD", add).set("WIDE", vector)
 }
 
 pub(super) fn variants() -> Vec<Variant> {

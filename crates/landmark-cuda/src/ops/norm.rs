@@ -43,7 +43,7 @@ fn defines(kind: NormKind, cols: usize, bias: bool, types: Types, add: bool) -> 
     Defines::new()
         .set("COLS", cols)
         .set("ROW_THREADS", threads)
-        .set("V", vector)
+        .set("WIDE", vector)
         .flag("RMS", matches!(kind, NormKind::Rms { .. }))
         .flag("BIAS", bias)
         .dtype("X_T", types.x)

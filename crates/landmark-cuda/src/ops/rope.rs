@@ -18,11 +18,11 @@ fn defines(
     inverse: bool,
 ) -> Defines {
     Defines::new()
-        .dtype("T", dtype)
+        .dtype("X_T", dtype)
         .dtype("FREQUENCY_T", frequency)
         .flag("HALVES", style == RopeStyle::Halves)
-        .set("D", head_dim)
-        .set("V", vector)
+        .set("HEAD_DIM", head_dim)
+        .set("WIDE", vector)
         .set("ROWS", ROWS)
         .flag("INVERSE", inverse)
 }

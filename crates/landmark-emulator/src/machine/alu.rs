@@ -94,7 +94,9 @@ fn full32(op: Int, signed: bool, a: &R32, b: &R32, c: &R32) -> R32 {
             map2(a, b, |x, y| if y == 0 { u32::MAX } else { (x as i32).wrapping_div(y as i32) as u32 })
         }
         (Int::Rem, false) => map2(a, b, |x, y| x.checked_rem(y).unwrap_or(x)),
-        (Int::Rem, true) => map2(a, b, |x, y| if y == 0 { x } else { (x as i32).wrapping_rem(y as i32) as u32 }),
+        (Int::Rem, true) => {
+            map2(a, b, |x, y| if y == 0 { x } else { (x as i32).wrapping_rem(y as i32) as u32 })
+        }
         (Int::Min, false) => map2(a, b, u32::min),
         (Int::Min, true) => map2(a, b, |x, y| (x as i32).min(y as i32) as u32),
         (Int::Max, false) => map2(a, b, u32::max),
@@ -124,7 +126,9 @@ pub fn int64(op: Int, signed: bool, a: &R64, b: &R64, c: &R64, n: &R32) -> R64 {
             map2(a, b, |x, y| if y == 0 { u64::MAX } else { (x as i64).wrapping_div(y as i64) as u64 })
         }
         (Int::Rem, false) => map2(a, b, |x, y| x.checked_rem(y).unwrap_or(x)),
-        (Int::Rem, true) => map2(a, b, |x, y| if y == 0 { x } else { (x as i64).wrapping_rem(y as i64) as u64 }),
+        (Int::Rem, true) => {
+            map2(a, b, |x, y| if y == 0 { x } else { (x as i64).wrapping_rem(y as i64) as u64 })
+        }
         (Int::Min, false) => map2(a, b, u64::min),
         (Int::Min, true) => map2(a, b, |x, y| (x as i64).min(y as i64) as u64),
         (Int::Max, false) => map2(a, b, u64::max),
@@ -270,11 +274,11 @@ pub fn prmt(kind: u8, a: u32, b: u32, selector: u32) -> u32 {
     let i = selector & 3;
     let chosen: [u32; 4] = match kind {
         0 => std::array::from_fn(|k| selector >> (4 * k) & 0xf),
-        1 => [i, i + 1, i + 2, i + 3],                                     // f4e
+        1 => [i, i + 1, i + 2, i + 3], // f4e
         2 => [i, i.wrapping_sub(1) & 7, i.wrapping_sub(2) & 7, i.wrapping_sub(3) & 7], // b4e
-        3 => [i; 4],                                                       // rc8
-        4 => std::array::from_fn(|k| (k as u32).max(i)),                   // ecl
-        5 => std::array::from_fn(|k| (k as u32).min(i)),                   // ecr
+        3 => [i; 4],                   // rc8
+        4 => std::array::from_fn(|k| (k as u32).max(i)), // ecl
+        5 => std::array::from_fn(|k| (k as u32).min(i)), // ecr
         _ => {
             let j = (i & 1) * 2; // rc16
             [j, j + 1, j, j + 1]
@@ -322,7 +326,11 @@ pub fn shf(left: bool, wrap: bool, a: &R32, b: &R32, c: &R32) -> R32 {
 #[inline(always)]
 pub fn dp4a(a_signed: bool, b_signed: bool, a: u32, b: u32, c: u32) -> u32 {
     let value = |byte: u8, signed: bool| if signed { i32::from(byte as i8) } else { i32::from(byte) };
-    let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes()).map(|(x, y)| value(x, a_signed) * value(y, b_signed));
+    let products = a
+        .to_le_bytes()
+        .into_iter()
+        .zip(b.to_le_bytes())
+        .map(|(x, y)| value(x, a_signed) * value(y, b_signed));
     c.wrapping_add(products.sum::<i32>() as u32)
 }
 
@@ -492,7 +500,13 @@ fn step16(bits: u16, step: i32) -> u32 {
     u32::from(match (step, negative) {
         (0, _) => bits,
         (1, false) | (-1, true) if bits & 0x7fff != 0x7fff => bits + 1,
-        _ if bits & 0x7fff == 0 => if step > 0 { 1 } else { 0x8001 },
+        _ if bits & 0x7fff == 0 => {
+            if step > 0 {
+                1
+            } else {
+                0x8001
+            }
+        }
         _ => bits - 1,
     })
 }
@@ -842,8 +856,11 @@ pub fn convert(how: Conversion, x: u64) -> u64 {
     let x = if how.sat {
         let exact = if from.signed() { i128::from(x as i64) } else { i128::from(x) };
         let bits = to.bits();
-        let (low, high) =
-            if to.signed() { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
+        let (low, high) = if to.signed() {
+            (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+        } else {
+            (0, (1i128 << bits) - 1)
+        };
         exact.clamp(low, high) as u64
     } else {
         x
@@ -860,7 +877,13 @@ pub fn convert(how: Conversion, x: u64) -> u64 {
 }
 
 fn narrow(how: Conversion, value: f64) -> u64 {
-    let mode = Mode { round: if how.whole { Round::Nearest } else { how.round }, ftz: how.ftz, sat: how.sat, relu: how.relu, nan: false };
+    let mode = Mode {
+        round: if how.whole { Round::Nearest } else { how.round },
+        ftz: how.ftz,
+        sat: how.sat,
+        relu: how.relu,
+        nan: false,
+    };
     match how.to {
         Type::F64 => {
             let value = if how.sat { if value > 0.0 { value.min(1.0) } else { 0.0 } } else { value };

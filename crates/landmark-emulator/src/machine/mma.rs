@@ -36,7 +36,7 @@ pub(super) fn load_matrices(
         for row in 0..8 {
             let (lane, mut bytes) = (8 * matrix + row, [0; 16]);
             let (shared, at) = cluster.shared(warp.block, addresses[lane])?;
-            shared.read(at, &mut bytes).map_err(|e| Fault::from(e).lane(lane))?;
+            shared.read(at, &mut bytes, &warp.clock).map_err(|e| Fault::from(e).lane(lane))?;
             elements[row] = std::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]));
         }
         let d = warp.list[instruction.d as usize + matrix] as usize;
@@ -81,7 +81,7 @@ pub(super) fn store_matrices(
                 bytes[2 * i..2 * i + 2].copy_from_slice(&elements[row][i].to_le_bytes());
             }
             let (shared, at) = cluster.shared(warp.block, addresses[lane])?;
-            shared.write(at, &bytes).map_err(|e| Fault::from(e).lane(lane))?;
+            shared.write(at, &bytes, Some(&warp.clock)).map_err(|e| Fault::from(e).lane(lane))?;
         }
     }
     Ok(())
@@ -116,7 +116,8 @@ pub(super) fn multiply(warp: &mut Warp<'_>, instruction: &Instruction, product: 
     let halves = if ty == Type::Tf32 { 1 } else { 2 };
     let results = if product.results == Type::F16 { 2 } else { 4 };
     let a_count = inner / 2 / halves;
-    let (a_rows, b_rows, c_rows) = (&list[results..], &list[results + a_count..], &list[results + a_count * 3 / 2..]);
+    let (a_rows, b_rows, c_rows) =
+        (&list[results..], &list[results + a_count..], &list[results + a_count * 3 / 2..]);
     let (mut a, mut b, mut c) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
     // register r of A: row g or g + 8, inner columns from 0 or from the second half on
     for r in 0..a_count {

@@ -6,11 +6,12 @@
 
 use super::alu::{self, Conversion, R32, R64};
 use super::hopper::{self, Flow};
-use super::view::View;
 use super::memory::{
     LOCAL_WINDOW, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW, WINDOW_MASK, check, read_checked, read_host,
     read_parameters, write_checked, write_host,
 };
+use super::races::Clock;
+use super::view::View;
 use super::{Cluster, Fault, Meeting, mma};
 use crate::ptx::instruction::{
     Atomic, Barrier, Instruction, Int, NONE, Op, Round, Shuffle, Space, Test, Type, Vote,
@@ -35,8 +36,13 @@ enum Wait {
     /// Until these lanes are at the same instruction.
     Converge(u32),
     /// Until the barrier was passed. The instruction before may want to know who came.
-    Barrier { id: u32, generation: u32 },
-    Cluster { generation: u32 },
+    Barrier {
+        id: u32,
+        generation: u32,
+    },
+    Cluster {
+        generation: u32,
+    },
     /// Until the other warps had a turn.
     Yield,
 }
@@ -102,6 +108,8 @@ pub struct Warp<'a> {
     pub predicates: Vec<u32>,
     /// The line of the instruction at work.
     pub line: u32,
+    /// What it knows of the other warps.
+    pub clock: Clock,
     carry: u32,
     live: u32,
     exists: u32,
@@ -118,8 +126,8 @@ pub struct Warp<'a> {
 const ALL: u32 = u32::MAX;
 
 impl<'a> Warp<'a> {
-    /// A warp that has not begun.
-    pub fn new(kernel: &'a Kernel, block: usize, index: usize) -> Warp<'a> {
+    /// A warp that has not begun; `number` of so many of its cluster.
+    pub fn new(kernel: &'a Kernel, block: usize, index: usize, number: (usize, usize)) -> Warp<'a> {
         let mut warp = Warp {
             kernel,
             list: &kernel.list,
@@ -129,6 +137,7 @@ impl<'a> Warp<'a> {
             r64: vec![[u64::MAX; 32]; kernel.rows64],
             predicates: vec![0; kernel.predicates],
             line: 0,
+            clock: Clock::new(number.0, number.1),
             carry: 0,
             live: 0,
             exists: 0,
@@ -204,7 +213,9 @@ impl<'a> Warp<'a> {
                 Special::LanemaskGt => each(&|lane| !(ALL >> (31 - lane))),
                 Special::LanemaskGe => each(&|lane| ALL << lane),
                 Special::DynamicSharedSize => [launch.shared; 32],
-                Special::TotalSharedSize => [self.kernel.dynamic_shared - crate::ptx::SHARED_BASE + launch.shared; 32],
+                Special::TotalSharedSize => {
+                    [self.kernel.dynamic_shared - crate::ptx::SHARED_BASE + launch.shared; 32]
+                }
             };
         }
     }
@@ -219,11 +230,15 @@ impl<'a> Warp<'a> {
         let line = |pc: u32| kernel.code.get(pc as usize).map_or(0, |instruction| instruction.line);
         let waits = self.groups.iter().map(|group| match group.wait {
             Wait::Ready => (line(group.pc), group.mask, "runs".to_string()),
-            Wait::Converge(need) => {
-                (line(group.pc), group.mask, format!("waits for lanes {:#010x} of its warp", need & !group.mask))
-            }
+            Wait::Converge(need) => (
+                line(group.pc),
+                group.mask,
+                format!("waits for lanes {:#010x} of its warp", need & !group.mask),
+            ),
             Wait::Barrier { id, .. } => (line(group.pc - 1), group.mask, format!("waits at barrier {id}")),
-            Wait::Cluster { .. } => (line(group.pc - 1), group.mask, "waits at the cluster's barrier".to_string()),
+            Wait::Cluster { .. } => {
+                (line(group.pc - 1), group.mask, "waits at the cluster's barrier".to_string())
+            }
             Wait::Yield => (line(group.pc), group.mask, "asks in vain".to_string()),
         });
         waits.collect()
@@ -367,12 +382,14 @@ impl<'a> Warp<'a> {
                     let meeting = cluster.blocks[self.block].barriers[id as usize];
                     if meeting.generation != generation {
                         self.groups[i].wait = Wait::Ready;
+                        self.clock.acquire(&cluster.blocks[self.block].told[id as usize].1);
                         let instruction = self.kernel.code[group.pc as usize - 1];
                         self.barrier_result(&instruction, &meeting, group.mask);
                     }
                 }
                 Wait::Cluster { generation } if cluster.meeting.generation != generation => {
                     self.groups[i].wait = Wait::Ready;
+                    self.clock.acquire(&cluster.told.1);
                 }
                 _ => {}
             }
@@ -385,7 +402,11 @@ impl<'a> Warp<'a> {
                 let (a, b) = (self.groups[i], self.groups[j]);
                 if a.pc == b.pc && !waits_elsewhere(a.wait) && !waits_elsewhere(b.wait) {
                     // one that asks in vain waits for its turn
-                    let wait = if a.wait == Wait::Yield && b.wait == Wait::Yield { Wait::Yield } else { Wait::Ready };
+                    let wait = if a.wait == Wait::Yield && b.wait == Wait::Yield {
+                        Wait::Yield
+                    } else {
+                        Wait::Ready
+                    };
                     self.groups[i] = Group { pc: a.pc, mask: a.mask | b.mask, wait };
                     self.groups.swap_remove(j);
                 } else {
@@ -459,7 +480,10 @@ impl<'a> Warp<'a> {
         let first = values[mask.trailing_zeros() as usize & 31];
         match lanes(mask).find(|lane| values[*lane] != first) {
             None => Ok(first),
-            Some(lane) => Err(Fault::from(format!("{what} differs between lanes: {first} and {}", values[lane])).lane(lane)),
+            Some(lane) => {
+                Err(Fault::from(format!("{what} differs between lanes: {first} and {}", values[lane]))
+                    .lane(lane))
+            }
         }
     }
 
@@ -468,14 +492,20 @@ impl<'a> Warp<'a> {
         let mut need = 0;
         for lane in lanes(mask) {
             if members[lane] >> lane & 1 == 0 {
-                return Err(Fault::from(format!("the members {:#010x} leave out the lane itself", members[lane])).lane(lane));
+                return Err(Fault::from(format!(
+                    "the members {:#010x} leave out the lane itself",
+                    members[lane]
+                ))
+                .lane(lane));
             }
             need |= members[lane];
         }
         need &= self.exists;
         if need & !self.live != 0 {
             let ended = need & !self.live;
-            return Err(Fault::from(format!("the members {need:#010x} name lanes that have ended: {ended:#010x}")));
+            return Err(Fault::from(format!(
+                "the members {need:#010x} name lanes that have ended: {ended:#010x}"
+            )));
         }
         Ok((need & !mask != 0).then_some(Wait::Converge(need)))
     }
@@ -508,7 +538,8 @@ impl<'a> Warp<'a> {
                 if ty.bits() == 64 {
                     let shift = matches!(op, Int::Shl | Int::Shr);
                     let (b, n) = if shift { (NONE, i.b) } else { (i.b, NONE) };
-                    let d = alu::int64(op, ty.signed(), self.a64(i.a), self.o64(b), self.o64(i.c), self.o32(n));
+                    let d =
+                        alu::int64(op, ty.signed(), self.a64(i.a), self.o64(b), self.o64(i.c), self.o32(n));
                     self.put64(i.d, mask, d);
                 } else {
                     let d = alu::int32(op, ty, self.a32(i.a), self.a32(i.b), self.o32(i.c));
@@ -555,7 +586,8 @@ impl<'a> Warp<'a> {
                 let mut complement = !bits;
                 if i.c != NONE {
                     let other = self.predicates[i.c as usize] ^ if negate { ALL } else { 0 };
-                    (bits, complement) = (alu::combine(combine, bits, other), alu::combine(combine, complement, other));
+                    (bits, complement) =
+                        (alu::combine(combine, bits, other), alu::combine(combine, complement, other));
                 }
                 self.put_predicate(i.d, mask, bits);
                 if i.e != NONE {
@@ -631,7 +663,8 @@ impl<'a> Warp<'a> {
                 let op = if high { Int::MulHi } else { Int::MulLo };
                 if ty.bits() == 64 {
                     let none = self.o64(NONE);
-                    let product = alu::int64(op, ty.signed(), self.a64(i.a), self.a64(i.b), none, self.o32(NONE));
+                    let product =
+                        alu::int64(op, ty.signed(), self.a64(i.a), self.a64(i.b), none, self.o32(NONE));
                     let d = alu::int64(Int::Add, false, &product, self.a64(i.c), none, self.o32(NONE));
                     self.put64(i.d, mask, d);
                 } else {
@@ -691,7 +724,8 @@ impl<'a> Warp<'a> {
                 }
             }
             Op::Unpack { bits, parts } => {
-                let from: R64 = if bits * parts == 64 { *self.a64(i.a) } else { self.a32(i.a).map(u64::from) };
+                let from: R64 =
+                    if bits * parts == 64 { *self.a64(i.a) } else { self.a32(i.a).map(u64::from) };
                 let ones = if bits == 32 { ALL } else { (1 << bits) - 1 };
                 for part in 0..usize::from(parts) {
                     let row = self.list[i.d as usize + part];
@@ -725,7 +759,9 @@ impl<'a> Warp<'a> {
                 }
                 self.put32(i.d, mask, d);
             }
-            Op::Carry { subtract, carry_in, carry_out, wide } => self.carry(i, mask, subtract, carry_in, carry_out, wide),
+            Op::Carry { subtract, carry_in, carry_out, wide } => {
+                self.carry(i, mask, subtract, carry_in, carry_out, wide)
+            }
             Op::Bfe(ty) => {
                 let (b, c) = (*self.a32(i.b), *self.a32(i.c));
                 if ty.bits() == 64 {
@@ -734,7 +770,8 @@ impl<'a> Warp<'a> {
                     self.put64(i.d, mask, d);
                 } else {
                     let a = self.a32(i.a);
-                    let d = std::array::from_fn(|lane| alu::bfe(ty, u64::from(a[lane]), b[lane], c[lane]) as u32);
+                    let d =
+                        std::array::from_fn(|lane| alu::bfe(ty, u64::from(a[lane]), b[lane], c[lane]) as u32);
                     self.put32(i.d, mask, d);
                 }
             }
@@ -746,7 +783,9 @@ impl<'a> Warp<'a> {
                     self.put64(i.d, mask, d);
                 } else {
                     let (a, b) = (self.a32(i.a), self.a32(i.b));
-                    let one = |lane: usize| alu::bfi(32, u64::from(a[lane]), u64::from(b[lane]), c[lane], e[lane]) as u32;
+                    let one = |lane: usize| {
+                        alu::bfi(32, u64::from(a[lane]), u64::from(b[lane]), c[lane], e[lane]) as u32
+                    };
                     let d = std::array::from_fn(one);
                     self.put32(i.d, mask, d);
                 }
@@ -780,7 +819,11 @@ impl<'a> Warp<'a> {
                     alu::compare32(compare, ty, ftz, self.a32(i.a), self.a32(i.b))
                 };
                 if i.c != NONE {
-                    bits = alu::combine(combine, bits, self.predicates[i.c as usize] ^ if negate { ALL } else { 0 });
+                    bits = alu::combine(
+                        combine,
+                        bits,
+                        self.predicates[i.c as usize] ^ if negate { ALL } else { 0 },
+                    );
                 }
                 let one = if float { 1f32.to_bits() } else { ALL };
                 let d = std::array::from_fn(|lane| if bits >> lane & 1 == 1 { one } else { 0 });
@@ -788,7 +831,11 @@ impl<'a> Warp<'a> {
             }
             Op::SetpPair { compare, ty, combine, negate } => {
                 let part = if ty == Type::F16x2 { Type::F16 } else { Type::Bf16 };
-                let other = if i.c == NONE { None } else { Some(self.predicates[i.c as usize] ^ if negate { ALL } else { 0 }) };
+                let other = if i.c == NONE {
+                    None
+                } else {
+                    Some(self.predicates[i.c as usize] ^ if negate { ALL } else { 0 })
+                };
                 for (half, to) in [i.d, i.e].into_iter().enumerate().filter(|(_, to)| *to != NONE) {
                     let values = |row: u32| self.a32(row).map(|x| x >> (16 * half) & 0xffff);
                     let mut bits = alu::compare32(compare, part, false, &values(i.a), &values(i.b));
@@ -827,7 +874,9 @@ impl<'a> Warp<'a> {
                 });
                 self.put_predicate(i.d, mask, bits);
             }
-            Op::Atomic { op, ty, space, address64 } => self.atomic(cluster, i, mask, op, ty, space, address64)?,
+            Op::Atomic { op, ty, space, address64 } => {
+                self.atomic(cluster, i, mask, op, ty, space, address64)?
+            }
             Op::Vote { vote, negate } => return self.vote(i, mask, vote, negate),
             Op::Match { all, wide } => return self.matched(i, mask, all, wide),
             Op::Redux(op, ty) => return self.redux(i, mask, op, ty),
@@ -842,7 +891,8 @@ impl<'a> Warp<'a> {
                     return Ok(Next::Stay(wait));
                 }
                 let chosen = self.a32(i.a).map(|members| (members & mask).trailing_zeros());
-                let bits = lanes(mask).fold(0, |bits, lane| bits | u32::from(chosen[lane] == lane as u32) << lane);
+                let bits =
+                    lanes(mask).fold(0, |bits, lane| bits | u32::from(chosen[lane] == lane as u32) << lane);
                 self.put32(i.d, mask, chosen);
                 self.put_predicate(i.e, mask, bits);
             }
@@ -852,6 +902,7 @@ impl<'a> Warp<'a> {
                     return Ok(Next::Stay(wait));
                 }
                 self.cluster_generation = cluster.meeting.generation;
+                self.clock.release(&mut cluster.told.0);
                 cluster.meeting.arrived += 1;
                 cluster.complete_cluster();
             }
@@ -863,6 +914,7 @@ impl<'a> Warp<'a> {
                 if cluster.meeting.generation == generation {
                     return Ok(Next::Wait(Wait::Cluster { generation }));
                 }
+                self.clock.acquire(&cluster.told.1);
             }
             Op::CpAsync { bytes, ignore } => self.copy(cluster, i, mask, usize::from(bytes), ignore)?,
             Op::CpAsyncCommit => {
@@ -933,9 +985,16 @@ impl<'a> Warp<'a> {
                     }
                 }
                 let before = cluster.blocks[self.block].hopper.progress;
-                let flow = hopper::execute(op, i, &mut View { warp: self, cluster, mask }).map_err(Fault::from)?;
+                if matches!(op, hopper::Op::BarrierArrive { .. } | hopper::Op::BarrierComplete) {
+                    self.tell(cluster, i, mask)?;
+                }
+                let flow =
+                    hopper::execute(op, i, &mut View { warp: self, cluster, mask }).map_err(Fault::from)?;
                 if cluster.blocks[self.block].hopper.progress != before {
                     cluster.events += 1;
+                }
+                if flow == Flow::Next && matches!(op, hopper::Op::BarrierTest { .. }) {
+                    self.hear(cluster, i, mask)?;
                 }
                 if flow == Flow::Yield {
                     return Ok(Next::Wait(Wait::Yield));
@@ -1004,7 +1063,15 @@ impl<'a> Warp<'a> {
         }
     }
 
-    fn carry(&mut self, i: &Instruction, mask: u32, subtract: bool, carry_in: bool, carry_out: bool, wide: bool) {
+    fn carry(
+        &mut self,
+        i: &Instruction,
+        mask: u32,
+        subtract: bool,
+        carry_in: bool,
+        carry_out: bool,
+        wide: bool,
+    ) {
         let mut carries = 0;
         for lane in lanes(mask) {
             let (a, mut b) = if wide {
@@ -1076,7 +1143,9 @@ impl<'a> Warp<'a> {
             let from = self.a64(i.a)[lane];
             self.r64[i.d as usize][lane] = if to {
                 if from & WINDOW_MASK != window {
-                    return Err(Fault::from(format!("{from:#x} is no address of {space:?} memory")).lane(lane));
+                    return Err(
+                        Fault::from(format!("{from:#x} is no address of {space:?} memory")).lane(lane)
+                    );
                 }
                 from & !WINDOW_MASK
             } else if window != 0 {
@@ -1090,7 +1159,14 @@ impl<'a> Warp<'a> {
 
     /// Whether all lanes address the host's memory and may: one look at the whole range first.
     #[inline(always)]
-    fn host(&self, cluster: &Cluster<'_>, addresses: &R64, bytes: usize, mask: u32, write: bool) -> Result<(), Fault> {
+    fn host(
+        &self,
+        cluster: &Cluster<'_>,
+        addresses: &R64,
+        bytes: usize,
+        mask: u32,
+        write: bool,
+    ) -> Result<(), Fault> {
         let (mut low, mut high) = (u64::MAX, 0);
         for lane in lanes(mask) {
             (low, high) = (low.min(addresses[lane]), high.max(addresses[lane]));
@@ -1102,7 +1178,14 @@ impl<'a> Warp<'a> {
     }
 
     #[inline(never)]
-    fn host_each(&self, cluster: &Cluster<'_>, addresses: &R64, bytes: usize, mask: u32, write: bool) -> Result<(), Fault> {
+    fn host_each(
+        &self,
+        cluster: &Cluster<'_>,
+        addresses: &R64,
+        bytes: usize,
+        mask: u32,
+        write: bool,
+    ) -> Result<(), Fault> {
         for lane in lanes(mask) {
             check(cluster, addresses[lane], bytes, write).map_err(|e| Fault::from(e).lane(lane))?;
         }
@@ -1149,13 +1232,14 @@ impl<'a> Warp<'a> {
         } else if space == Space::Shared {
             for lane in lanes(mask) {
                 let (shared, at) = cluster.shared(self.block, from[lane] as u32)?;
-                let bytes = shared.get::<N>(at).map_err(|e| Fault::from(e).lane(lane))?;
+                let bytes = shared.get::<N>(at, &self.clock).map_err(|e| Fault::from(e).lane(lane))?;
                 self.spread(i, lane, ty, wide, &bytes);
             }
         } else {
             for lane in lanes(mask) {
                 let mut bytes = [0; N];
-                self.read(cluster, space, from[lane], lane, &mut bytes).map_err(|fault| fault.lane(lane))?;
+                self.read(cluster, space, from[lane], lane, &mut bytes, Some(&self.clock))
+                    .map_err(|fault| fault.lane(lane))?;
                 self.spread(i, lane, ty, wide, &bytes);
             }
         }
@@ -1164,7 +1248,14 @@ impl<'a> Warp<'a> {
 
     /// Puts what was loaded into registers.
     #[inline(always)]
-    fn spread<const N: usize>(&mut self, i: &Instruction, lane: usize, ty: Type, wide: bool, bytes: &[u8; N]) {
+    fn spread<const N: usize>(
+        &mut self,
+        i: &Instruction,
+        lane: usize,
+        ty: Type,
+        wide: bool,
+        bytes: &[u8; N],
+    ) {
         let size = ty.bytes();
         for part in 0..N / size {
             let row = self.list[i.d as usize + part] as usize;
@@ -1227,9 +1318,10 @@ impl<'a> Warp<'a> {
                 unsafe { write_checked(to[lane], &bytes) };
             } else if space == Space::Shared {
                 let (shared, at) = cluster.shared(self.block, to[lane] as u32)?;
-                shared.put::<N>(at, &bytes).map_err(|e| Fault::from(e).lane(lane))?;
+                shared.put::<N>(at, &bytes, &self.clock).map_err(|e| Fault::from(e).lane(lane))?;
             } else {
-                self.write(cluster, space, to[lane], lane, &bytes).map_err(|fault| fault.lane(lane))?;
+                self.write(cluster, space, to[lane], lane, &bytes, false)
+                    .map_err(|fault| fault.lane(lane))?;
             }
         }
         Ok(())
@@ -1247,12 +1339,20 @@ impl<'a> Warp<'a> {
     }
 
     /// Reads anywhere.
-    fn read(&self, cluster: &mut Cluster<'_>, space: Space, address: u64, lane: usize, to: &mut [u8]) -> Result<(), Fault> {
+    fn read(
+        &self,
+        cluster: &mut Cluster<'_>,
+        space: Space,
+        address: u64,
+        lane: usize,
+        to: &mut [u8],
+        clock: Option<&Clock>,
+    ) -> Result<(), Fault> {
         let (space, address) = resolve(space, address)?;
         match space {
             Space::Shared => {
                 let (shared, at) = cluster.shared(self.block, address as u32)?;
-                shared.read(at, to)?;
+                to.copy_from_slice(shared.view(at, to.len(), clock)?);
             }
             Space::Local => {
                 let at = self.local(address as u32, to.len(), lane)?;
@@ -1265,18 +1365,28 @@ impl<'a> Warp<'a> {
     }
 
     /// Writes anywhere.
-    fn write(&mut self, cluster: &mut Cluster<'_>, space: Space, address: u64, lane: usize, from: &[u8]) -> Result<(), Fault> {
+    fn write(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        space: Space,
+        address: u64,
+        lane: usize,
+        from: &[u8],
+        atomic: bool,
+    ) -> Result<(), Fault> {
         let (space, address) = resolve(space, address)?;
         match space {
             Space::Shared => {
                 let (shared, at) = cluster.shared(self.block, address as u32)?;
-                shared.write(at, from)?;
+                shared.write(at, from, (!atomic).then_some(&self.clock))?;
             }
             Space::Local => {
                 let at = self.local(address as u32, from.len(), lane)?;
                 self.local[at..at + from.len()].copy_from_slice(from);
             }
-            Space::Parameter | Space::Constant => return Err("parameters and constants cannot be written".into()),
+            Space::Parameter | Space::Constant => {
+                return Err("parameters and constants cannot be written".into());
+            }
             _ => write_host(cluster, address, from)?,
         }
         Ok(())
@@ -1300,7 +1410,8 @@ impl<'a> Warp<'a> {
                 return Err(Fault::from(format!("{address:#x} is not a multiple of {size}")).lane(lane));
             }
             let mut bytes = [0; 8];
-            self.read(cluster, space, address, lane, &mut bytes[..size]).map_err(|fault| fault.lane(lane))?;
+            self.read(cluster, space, address, lane, &mut bytes[..size], None)
+                .map_err(|fault| fault.lane(lane))?;
             let old = u64::from_le_bytes(bytes);
             let value = |row: u32| {
                 if row == NONE {
@@ -1311,8 +1422,10 @@ impl<'a> Warp<'a> {
                     u64::from(self.a32(row)[lane])
                 }
             };
-            let new = atomic(op, ty, old, value(i.b), value(i.c)).ok_or("not an atomic operation of this type")?;
-            self.write(cluster, space, address, lane, &new.to_le_bytes()[..size]).map_err(|fault| fault.lane(lane))?;
+            let new =
+                atomic(op, ty, old, value(i.b), value(i.c)).ok_or("not an atomic operation of this type")?;
+            self.write(cluster, space, address, lane, &new.to_le_bytes()[..size], true)
+                .map_err(|fault| fault.lane(lane))?;
             if i.d != NONE {
                 if size == 8 {
                     self.r64[i.d as usize][lane] = old;
@@ -1325,7 +1438,14 @@ impl<'a> Warp<'a> {
         Ok(())
     }
 
-    fn copy(&mut self, cluster: &mut Cluster<'_>, i: &Instruction, mask: u32, length: usize, ignore: bool) -> Result<(), Fault> {
+    fn copy(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        i: &Instruction,
+        mask: u32,
+        length: usize,
+        ignore: bool,
+    ) -> Result<(), Fault> {
         for lane in lanes(mask) {
             let at = |fault: Fault| fault.lane(lane);
             let to = self.a32(i.d)[lane].wrapping_add(i.f);
@@ -1343,7 +1463,7 @@ impl<'a> Warp<'a> {
             let mut bytes = [0; 16];
             read_host_part(cluster, from, &mut bytes[..size]).map_err(|e| at(Fault::from(e)))?;
             let (shared, place) = cluster.shared(self.block, to)?;
-            shared.begin(place, length).map_err(|e| at(Fault::from(e)))?;
+            shared.begin(place, length, &self.clock).map_err(|e| at(Fault::from(e)))?;
             let group = self.committed[lane];
             self.copies.push(Copying { lane: lane as u8, length: length as u8, to, group, bytes });
         }
@@ -1361,7 +1481,7 @@ impl<'a> Warp<'a> {
             };
             if mask >> lane & 1 == 1 && due {
                 let (shared, at) = cluster.shared(self.block, copy.to)?;
-                shared.deliver(at, &copy.bytes[..usize::from(copy.length)])?;
+                shared.deliver(at, &copy.bytes[..usize::from(copy.length)], Some(&self.clock))?;
             } else {
                 self.copies.push(copy);
             }
@@ -1444,7 +1564,9 @@ impl<'a> Warp<'a> {
         let (mut d, mut bits) = ([0; 32], 0);
         for lane in lanes(mask) {
             let members = members[lane] & mask;
-            let same = lanes(members).filter(|other| value(*other) == value(lane)).fold(0, |bits, lane| bits | 1 << lane);
+            let same = lanes(members)
+                .filter(|other| value(*other) == value(lane))
+                .fold(0, |bits, lane| bits | 1 << lane);
             let unanimous = same == members;
             d[lane] = if all && !unanimous { 0 } else { same };
             bits |= u32::from(unanimous) << lane;
@@ -1465,7 +1587,8 @@ impl<'a> Warp<'a> {
         for lane in lanes(mask) {
             let mut values = lanes(members[lane] & mask).map(|lane| u64::from(a[lane]));
             let first = values.next().unwrap_or(0);
-            let reduced = values.try_fold(first, |x, y| atomic(op, ty, x, y, 0)).ok_or("an unknown reduction")?;
+            let reduced =
+                values.try_fold(first, |x, y| atomic(op, ty, x, y, 0)).ok_or("an unknown reduction")?;
             d[lane] = reduced as u32;
         }
         self.put32(i.d, mask, d);
@@ -1501,6 +1624,8 @@ impl<'a> Warp<'a> {
         meeting.expected = expected;
         meeting.arrived += 32;
         let generation = meeting.generation;
+        self.clock.release(&mut cluster.blocks[self.block].told[id].0);
+        let meeting = &mut cluster.blocks[self.block].barriers[id];
         if i.c != NONE {
             let votes = self.predicates[i.c as usize] ^ if negate { ALL } else { 0 };
             meeting.counted += (votes & mask).count_ones();
@@ -1514,8 +1639,46 @@ impl<'a> Warp<'a> {
         if meeting.generation == generation {
             return Ok(Next::Wait(Wait::Barrier { id: id as u32, generation }));
         }
+        self.clock.acquire(&cluster.blocks[self.block].told[id].1);
         self.barrier_result(i, &meeting, mask);
         Ok(Next::On)
+    }
+
+    /// Who hears of the `mbarrier`s that the lanes arrive at hears of this warp.
+    fn tell(&mut self, cluster: &mut Cluster<'_>, i: &Instruction, mask: u32) -> Result<(), Fault> {
+        for (rank, at) in self.mbarriers(cluster, i, mask)? {
+            self.clock.release(cluster.blocks[rank].told_at.entry(at).or_default());
+        }
+        Ok(())
+    }
+
+    /// A phase of the `mbarrier`s was found to be over. All that was ever told there is heard: a phase too much, which
+    /// may hide a missing barrier but invents none.
+    fn hear(&mut self, cluster: &mut Cluster<'_>, i: &Instruction, mask: u32) -> Result<(), Fault> {
+        for (rank, at) in self.mbarriers(cluster, i, mask)? {
+            if let Some(told) = cluster.blocks[rank].told_at.get(&at) {
+                self.clock.acquire(told);
+            }
+        }
+        Ok(())
+    }
+
+    fn mbarriers(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        i: &Instruction,
+        mask: u32,
+    ) -> Result<Vec<(usize, u32)>, Fault> {
+        let mut found = Vec::new();
+        for lane in lanes(mask) {
+            let view = View { warp: self, cluster, mask };
+            let address = hopper::Place::at(&view, i.d).shared(&view, lane)?;
+            let place = cluster.place(self.block, address)?;
+            if !found.contains(&place) {
+                found.push(place);
+            }
+        }
+        Ok(found)
     }
 
     /// Writes what a reducing barrier found.
@@ -1552,7 +1715,8 @@ fn read_host_part(cluster: &Cluster<'_>, from: u64, to: &mut [u8]) -> Result<(),
 /// What an atomic operation makes of the old value.
 fn atomic(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> Option<u64> {
     let wide = ty.bits() == 64;
-    let float = |f: fn(f32, f32) -> f32| u64::from(f(f32::from_bits(old as u32), f32::from_bits(b as u32)).to_bits());
+    let float =
+        |f: fn(f32, f32) -> f32| u64::from(f(f32::from_bits(old as u32), f32::from_bits(b as u32)).to_bits());
     Some(match (op, ty) {
         (Atomic::Exchange, _) => b,
         (Atomic::CompareExchange, _) => {
@@ -1584,8 +1748,20 @@ fn atomic(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> Option<u64> {
         (Atomic::And, _) => old & b,
         (Atomic::Or, _) => old | b,
         (Atomic::Xor, _) => old ^ b,
-        (Atomic::Inc, _) => if old >= b { 0 } else { old + 1 },
-        (Atomic::Dec, _) => if old == 0 || old > b { b } else { old - 1 },
+        (Atomic::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Atomic::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
     })
 }
 

@@ -39,9 +39,12 @@ impl Declaration {
             let word = &rest[1..end];
             rest = rest[end..].trim_start();
             match word {
-                "reg" | "shared" | "global" | "const" | "local" | "param" if space.is_empty() => space = word.into(),
+                "reg" | "shared" | "global" | "const" | "local" | "param" if space.is_empty() => {
+                    space = word.into()
+                }
                 // attributes of a pointer parameter
-                "global" | "shared" | "const" | "local" | "param" | "ptr" | "visible" | "weak" | "common" => {}
+                "global" | "shared" | "const" | "local" | "param" | "ptr" | "visible" | "weak" | "common" => {
+                }
                 "extern" => external = true,
                 "align" => {
                     let end = rest.find(char::is_whitespace).ok_or_else(|| wrong("no alignment"))?;
@@ -67,14 +70,16 @@ impl Declaration {
             let (mut elements, mut registers) = (1, None);
             let mut end = name.len();
             if let Some(open) = name.find('<') {
-                let count = name[open + 1..].trim_end_matches('>').parse().map_err(|_| wrong("a bad count"))?;
+                let count =
+                    name[open + 1..].trim_end_matches('>').parse().map_err(|_| wrong("a bad count"))?;
                 registers = Some(count);
                 end = open;
             } else if let Some(open) = name.find('[') {
                 for extent in name[open + 1..].split('[') {
                     let extent = extent.trim().trim_end_matches(']').trim();
                     let extent = if extent.is_empty() { Some(0) } else { integer(extent) };
-                    let extent = extent.and_then(|e| usize::try_from(e).ok()).ok_or_else(|| wrong("a bad extent"))?;
+                    let extent =
+                        extent.and_then(|e| usize::try_from(e).ok()).ok_or_else(|| wrong("a bad extent"))?;
                     elements *= extent;
                 }
                 end = open;
@@ -97,13 +102,16 @@ impl Declaration {
     pub(super) fn initial(&self, name: &Name) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
         if let Some(initial) = &name.initial {
-            let flat: String = initial.chars().map(|c| if matches!(c, '{' | '}') { ' ' } else { c }).collect();
+            let flat: String =
+                initial.chars().map(|c| if matches!(c, '{' | '}') { ' ' } else { c }).collect();
             for value in split(&flat) {
                 let value = match Operand::parse(value)? {
                     Operand::Integer(value) => value as u64,
                     Operand::Float(value) if self.ty == Type::F32 => u64::from(narrow(value)),
                     Operand::Float(value) => value.to_bits(),
-                    other => return Err(format!("{} begins with {other:?}, which is not a number", name.name)),
+                    other => {
+                        return Err(format!("{} begins with {other:?}, which is not a number", name.name));
+                    }
                 };
                 bytes.extend_from_slice(&value.to_le_bytes()[..self.ty.bytes().min(8)]);
             }

@@ -327,62 +327,152 @@ pub enum Op {
     Move64,
     MovePred,
     /// `list[a ..]`, `parts` of `bits` each, lowest first, into `d`.
-    Pack { bits: u8, parts: u8 },
+    Pack {
+        bits: u8,
+        parts: u8,
+    },
     /// `a` into `list[d ..]`, rows or [`NONE`].
-    Unpack { bits: u8, parts: u8 },
+    Unpack {
+        bits: u8,
+        parts: u8,
+    },
     Int(Int, Type),
     IntUnary(IntUnary, Type),
     Count(Count, Type),
     MulWide(Type),
     MadWide(Type),
-    Mad { high: bool, ty: Type },
-    Mul24 { high: bool, signed: bool, add: bool },
+    Mad {
+        high: bool,
+        ty: Type,
+    },
+    Mul24 {
+        high: bool,
+        signed: bool,
+        add: bool,
+    },
     /// `d`, `a`, `b`; carry in and out through the warp's carry flags.
-    Carry { subtract: bool, carry_in: bool, carry_out: bool, wide: bool },
+    Carry {
+        subtract: bool,
+        carry_in: bool,
+        carry_out: bool,
+        wide: bool,
+    },
     Bfe(Type),
     /// `d`, `a`, `b`, position `c`, length `e`.
     Bfi(Type),
     Prmt(u8),
     /// Table in `e`.
     Lop3,
-    Shf { left: bool, wrap: bool },
-    Dp4a { a_signed: bool, b_signed: bool },
+    Shf {
+        left: bool,
+        wrap: bool,
+    },
+    Dp4a {
+        a_signed: bool,
+        b_signed: bool,
+    },
     Float(Float, Type, Mode),
     FloatUnary(FloatUnary, Type, Mode),
     Testp(Test, Type),
     /// Into predicate `d` (and its complement into `e`); combined with predicate `c` if it is not [`NONE`].
-    Setp { compare: Compare, ty: Type, ftz: bool, combine: Bool, negate: bool },
+    Setp {
+        compare: Compare,
+        ty: Type,
+        ftz: bool,
+        combine: Bool,
+        negate: bool,
+    },
     /// Into `d`: all ones or 1.0.
-    Set { compare: Compare, ty: Type, float: bool, ftz: bool, combine: Bool, negate: bool },
+    Set {
+        compare: Compare,
+        ty: Type,
+        float: bool,
+        ftz: bool,
+        combine: Bool,
+        negate: bool,
+    },
     /// Halves of a pair compared, into `d` and `e`.
-    SetpPair { compare: Compare, ty: Type, combine: Bool, negate: bool },
+    SetpPair {
+        compare: Compare,
+        ty: Type,
+        combine: Bool,
+        negate: bool,
+    },
     /// By predicate `c`.
     Selp32,
     Selp64,
     /// By the sign of `c`.
-    Slct { wide: bool, float: bool },
+    Slct {
+        wide: bool,
+        float: bool,
+    },
     Bool(Bool),
     Not,
     /// Of one value, from whichever file `from` needs to that of `to`. `wide_from`, `wide_to`: the registers have 64 bits.
-    Convert { to: Type, from: Type, round: Round, whole: bool, ftz: bool, sat: bool, relu: bool, wide_from: bool, wide_to: bool },
+    Convert {
+        to: Type,
+        from: Type,
+        round: Round,
+        whole: bool,
+        ftz: bool,
+        sat: bool,
+        relu: bool,
+        wide_from: bool,
+        wide_to: bool,
+    },
     /// Of two floats, `a` into the high half.
-    ConvertPair { to: Type, round: Round, relu: bool, sat: bool },
+    ConvertPair {
+        to: Type,
+        round: Round,
+        relu: bool,
+        sat: bool,
+    },
     /// `list[d ..]` from address `a` + `c`; parameters lie at `b`, `a` may be [`NONE`].
     /// `wide`: the registers have 64 bits; `address64`: so has the address. `cached`: by the read-only path.
-    Load { space: Space, ty: Type, count: u8, wide: bool, address64: bool },
+    Load {
+        space: Space,
+        ty: Type,
+        count: u8,
+        wide: bool,
+        address64: bool,
+    },
     /// `list[d ..]` to address `a` + `c`.
-    Store { space: Space, ty: Type, count: u8, wide: bool, address64: bool },
+    Store {
+        space: Space,
+        ty: Type,
+        count: u8,
+        wide: bool,
+        address64: bool,
+    },
     /// The address `a` in the window of `space` as a generic one, or the other way.
-    Cvta { space: Space, to: bool, wide: bool },
-    IsSpace { space: Space, wide: bool },
+    Cvta {
+        space: Space,
+        to: bool,
+        wide: bool,
+    },
+    IsSpace {
+        space: Space,
+        wide: bool,
+    },
     /// `d` (or [`NONE`]), address `a` + `e`, operands `b` and `c`.
-    Atomic { op: Atomic, ty: Type, space: Space, address64: bool },
+    Atomic {
+        op: Atomic,
+        ty: Type,
+        space: Space,
+        address64: bool,
+    },
     /// `d`, predicate `e`, `a`, lane `b`, clamp `c`, members `list`: see `e2`.
     Shuffle(Shuffle),
     /// Of predicate `a` by the members `b`.
-    Vote { vote: Vote, negate: bool },
+    Vote {
+        vote: Vote,
+        negate: bool,
+    },
     /// Of `a` by the members `b`, predicate `e`.
-    Match { all: bool, wide: bool },
+    Match {
+        all: bool,
+        wide: bool,
+    },
     /// Of `a` by the members `b`.
     Redux(Atomic, Type),
     /// The lanes at work.
@@ -392,26 +482,49 @@ pub enum Op {
     /// The lowest of the members `a`: its number into `d`, whether this is it into predicate `e`.
     Elect,
     /// Barrier `a` of `b` threads (or [`NONE`]: all); with a reduction, of predicate `c` into `d`.
-    Barrier { barrier: Barrier, negate: bool, aligned: bool },
+    Barrier {
+        barrier: Barrier,
+        negate: bool,
+        aligned: bool,
+    },
     ClusterArrive,
     ClusterWait,
     /// `bytes` from `a` + `e` to shared `d` + `f`, of which `b` (or [`NONE`]: all) are read; with predicate `c`, nothing is.
-    CpAsync { bytes: u8, ignore: bool },
+    CpAsync {
+        bytes: u8,
+        ignore: bool,
+    },
     CpAsyncCommit,
     /// Until `a` groups are left.
-    CpAsyncWait { all: bool },
+    CpAsyncWait {
+        all: bool,
+    },
     /// `count` matrices into `list[d ..]` from `a` + `e`.
-    LdMatrix { count: u8, transposed: bool },
+    LdMatrix {
+        count: u8,
+        transposed: bool,
+    },
     /// `list[d ..]` to `a` + `e`.
-    StMatrix { count: u8, transposed: bool },
+    StMatrix {
+        count: u8,
+        transposed: bool,
+    },
     MovMatrix,
     /// D, A, B and C one after the other in `list[d ..]`.
     Mma(Product),
     /// Of shared address `a` in the block of rank `b`.
-    Mapa { wide: bool, generic: bool },
-    GetRank { wide: bool },
+    Mapa {
+        wide: bool,
+        generic: bool,
+    },
+    GetRank {
+        wide: bool,
+    },
     /// A clock.
-    Clock { wide: bool, nanoseconds: bool },
+    Clock {
+        wide: bool,
+        nanoseconds: bool,
+    },
     NanoSleep,
     /// One of Hopper's own.
     Hopper(hopper::Op),

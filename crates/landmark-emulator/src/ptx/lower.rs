@@ -170,7 +170,8 @@ impl<'a> Lowering<'a> {
             }
             "local" => {
                 for name in &declaration.names {
-                    let offset = (LOCAL_BASE as usize + self.kernel.local_bytes).next_multiple_of(declaration.align);
+                    let offset =
+                        (LOCAL_BASE as usize + self.kernel.local_bytes).next_multiple_of(declaration.align);
                     self.kernel.local_bytes = offset + declaration.bytes(name) - LOCAL_BASE as usize;
                     self.define(&name.name, Symbol::Offset(offset as u32));
                 }
@@ -384,13 +385,19 @@ impl<'a> Lowering<'a> {
             Operand::Name(name, 0) => match self.symbol(name) {
                 Some(Symbol::Row64(row)) => Ok(Address { row, wide: true, offset }),
                 Some(Symbol::Row32(row)) => Ok(Address { row, wide: false, offset }),
-                Some(Symbol::Offset(address)) => {
-                    Ok(Address { row: self.constant32(address.wrapping_add_signed(offset)), wide: false, offset: 0 })
+                Some(Symbol::Offset(address)) => Ok(Address {
+                    row: self.constant32(address.wrapping_add_signed(offset)),
+                    wide: false,
+                    offset: 0,
+                }),
+                Some(Symbol::Global(address)) => {
+                    Ok(Address { row: self.constant64(address), wide: true, offset })
                 }
-                Some(Symbol::Global(address)) => Ok(Address { row: self.constant64(address), wide: true, offset }),
                 _ => Err(format!("{name} is no address")),
             },
-            Operand::Integer(value) => Ok(Address { row: self.constant64(*value as u64), wide: true, offset }),
+            Operand::Integer(value) => {
+                Ok(Address { row: self.constant64(*value as u64), wide: true, offset })
+            }
             other => Err(format!("{other:?} is no address")),
         }
     }
@@ -498,12 +505,15 @@ impl<'a> Lowering<'a> {
         }
         for (at, label, scopes) in &self.indexed {
             let names = self.targets.get(label).ok_or_else(|| format!("no list of targets {label}"))?;
-            let targets = names.iter().map(|name| self.target(name, scopes)).collect::<Result<Vec<_>, _>>()?;
-            (self.kernel.code[*at].d, self.kernel.code[*at].b) = (self.kernel.list.len() as u32, targets.len() as u32);
+            let targets =
+                names.iter().map(|name| self.target(name, scopes)).collect::<Result<Vec<_>, _>>()?;
+            (self.kernel.code[*at].d, self.kernel.code[*at].b) =
+                (self.kernel.list.len() as u32, targets.len() as u32);
             self.kernel.list.extend(targets);
         }
         self.kernel.name = name;
-        self.kernel.copies = crate::machine::hopper::product::Copies::of(&self.kernel.code, &self.kernel.list);
+        self.kernel.copies =
+            crate::machine::hopper::product::Copies::of(&self.kernel.code, &self.kernel.list);
         debug_assert!(self.kernel.code.iter().all(|i| i.op != Op::Branch || i.d != NONE));
         Ok(self.kernel)
     }

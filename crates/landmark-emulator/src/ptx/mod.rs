@@ -194,8 +194,12 @@ impl Module {
             word[..chunk.len()].copy_from_slice(chunk);
             storage[i / 16].0[i % 16].store(u64::from_le_bytes(word), Ordering::Relaxed);
         }
-        let mut module =
-            Module { kernels: Vec::new(), lines: ptx.lines().map(|line| line.trim().to_string()).collect(), storage, globals };
+        let mut module = Module {
+            kernels: Vec::new(),
+            lines: ptx.lines().map(|line| line.trim().to_string()).collect(),
+            storage,
+            globals,
+        };
         for function in functions {
             let kernel = function.lower(&module, &variables)?;
             module.kernels.push(kernel);
@@ -254,7 +258,8 @@ impl Function {
     }
 
     fn lower(self, module: &Module, variables: &[Declaration]) -> Result<Kernel, String> {
-        let located = |line: u32, message: String| format!("PTX line {line}, kernel {}: {message}", self.name);
+        let located =
+            |line: u32, message: String| format!("PTX line {line}, kernel {}: {message}", self.name);
         let mut lowering = Lowering::new(module);
         for part in text::split(&self.header) {
             let parameter = Declaration::parse(part).map_err(|e| located(self.line, e))?;
@@ -292,11 +297,14 @@ impl Function {
                 Piece::Open => lowering.open(),
                 Piece::Close => lowering.close(),
                 Piece::Label(name) => lowering.label(name),
-                Piece::Statement(text, line) => lowering.statement(text, *line).map_err(|e| located(*line, e))?,
+                Piece::Statement(text, line) => {
+                    lowering.statement(text, *line).map_err(|e| located(*line, e))?
+                }
             }
         }
         let mut kernel = lowering.finish(self.name.clone()).map_err(|e| located(self.line, e))?;
-        let words: Vec<&str> = self.after.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()).collect();
+        let words: Vec<&str> =
+            self.after.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()).collect();
         for (i, word) in words.iter().enumerate() {
             let numbers: Vec<u32> = words[i + 1..].iter().map_while(|w| w.parse().ok()).collect();
             match *word {

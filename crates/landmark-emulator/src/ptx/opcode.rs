@@ -1,8 +1,8 @@
 //! What each opcode's name and operands mean.
 
 use super::instruction::{
-    Atomic, Barrier, Bool, Compare, Count, Float, FloatUnary, Instruction, Int, IntUnary, Mode, NONE, Op, Product, Round,
-    Shuffle, Space, Test, Type, Vote,
+    Atomic, Barrier, Bool, Compare, Count, Float, FloatUnary, Instruction, Int, IntUnary, Mode, NONE, Op,
+    Product, Round, Shuffle, Space, Test, Type, Vote,
 };
 use super::lower::Lowering;
 use super::text::Operand;
@@ -108,8 +108,8 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
     };
     let typed = || last.ok_or_else(|| "no type".to_string());
     match parts[0] {
-        "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "pmevent"
-        | "setmaxnreg" | "brkpt" => {
+        "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "discard" | "applypriority"
+        | "pmevent" | "setmaxnreg" | "brkpt" => {
             // the stand-ins that matter are looked at there
             if let Some(done) = hopper::lower::lower(l, parts, o)? {
                 l.push(done);
@@ -140,10 +140,12 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
             need(2)?;
             mov(l, typed()?, &o[0], &o[1])?;
         }
-        "add" | "sub" | "mul" | "div" | "rem" | "min" | "max" | "and" | "or" | "xor" | "shl" | "shr" | "sad"
-        | "addc" | "subc" | "copysign" | "fma" | "mad" | "mul24" | "mad24" | "not" | "neg" | "abs" | "cnot" | "rcp"
-        | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "brev" | "popc" | "clz" | "bfind" | "bfe" | "bfi"
-        | "prmt" | "lop3" | "shf" | "dp4a" | "testp" => arithmetic(l, parts, o, typed()?)?,
+        "add" | "sub" | "mul" | "div" | "rem" | "min" | "max" | "and" | "or" | "xor" | "shl" | "shr"
+        | "sad" | "addc" | "subc" | "copysign" | "fma" | "mad" | "mul24" | "mad24" | "not" | "neg"
+        | "abs" | "cnot" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "brev"
+        | "popc" | "clz" | "bfind" | "bfe" | "bfi" | "prmt" | "lop3" | "shf" | "dp4a" | "testp" => {
+            arithmetic(l, parts, o, typed()?)?
+        }
         "setp" => {
             need(3)?;
             let ty = typed()?;
@@ -173,8 +175,14 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
             let d = l.write32(&o[0])?;
             let (a, b) = (l.read(&o[1], from)?, l.read(&o[2], from)?);
             let (c, negate) = o.get(3).map_or(Ok((NONE, false)), |p| l.read_predicate(p))?;
-            let op =
-                Op::Set { compare, ty: from, float: to == Type::F32, ftz: has("ftz"), combine: combine(parts), negate };
+            let op = Op::Set {
+                compare,
+                ty: from,
+                float: to == Type::F32,
+                ftz: has("ftz"),
+                combine: combine(parts),
+                negate,
+            };
             l.push(Instruction { d, a, b, c, ..Instruction::new(op) });
         }
         "selp" => {
@@ -185,7 +193,13 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
             if negated {
                 (a, b) = (b, a);
             }
-            l.push(Instruction { d, a, b, c, ..Instruction::new(if ty.bits() == 64 { Op::Selp64 } else { Op::Selp32 }) });
+            l.push(Instruction {
+                d,
+                a,
+                b,
+                c,
+                ..Instruction::new(if ty.bits() == 64 { Op::Selp64 } else { Op::Selp32 })
+            });
         }
         "slct" => {
             need(4)?;
@@ -200,7 +214,11 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
             need(2)?;
             let wide = typed()?.bits() == 64;
             let (d, a) = (l.write(&o[0], typed()?)?, l.read(&o[1], typed()?)?);
-            l.push(Instruction { d, a, ..Instruction::new(Op::Cvta { space: space(parts), to: has("to"), wide }) });
+            l.push(Instruction {
+                d,
+                a,
+                ..Instruction::new(Op::Cvta { space: space(parts), to: has("to"), wide })
+            });
         }
         "isspacep" => {
             need(2)?;
@@ -238,10 +256,12 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
                 });
             }
             let space = space(parts);
-            if has("volatile") || has("relaxed") || has("acquire") || has("release") || has("mmio") {
-                if space != Space::Shared {
-                    l.needs_order();
-                }
+            // who only writes such words waits for nobody
+            if !store
+                && space != Space::Shared
+                && ["volatile", "relaxed", "acquire", "mmio"].iter().any(|name| has(name))
+            {
+                l.needs_order();
             }
             let address = l.address(address)?;
             let d = l.list(&rows);
@@ -358,7 +378,8 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
             let address = l.address(address)?;
             let d = l.list(&rows);
             let transposed = has("trans");
-            let op = if store { Op::StMatrix { count, transposed } } else { Op::LdMatrix { count, transposed } };
+            let op =
+                if store { Op::StMatrix { count, transposed } } else { Op::LdMatrix { count, transposed } };
             let a = shared_row(l, address.row, address.wide);
             l.push(Instruction { d, a, e: address.offset as u32, ..Instruction::new(op) });
         }
@@ -459,7 +480,11 @@ fn mov(l: &mut Lowering<'_>, ty: Type, to: &Operand, from: &Operand) -> Lowered 
             let d = l.write(to, ty)?;
             let rows = parts.iter().map(|from| l.read32(from, part_type)).collect::<Result<Vec<_>, _>>()?;
             let a = l.list(&rows);
-            l.push(Instruction { d, a, ..Instruction::new(Op::Pack { bits: part as u8, parts: rows.len() as u8 }) });
+            l.push(Instruction {
+                d,
+                a,
+                ..Instruction::new(Op::Pack { bits: part as u8, parts: rows.len() as u8 })
+            });
         }
         _ if ty == Type::Pred => {
             let (d, (a, negated)) = (l.write_predicate(to)?, l.read_predicate(from)?);
@@ -665,7 +690,13 @@ fn arithmetic(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: Type) -> 
             let kind = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"].iter().position(|kind| has(kind));
             let (d, a, b) = (l.write32(&o[0])?, l.read32(&o[1], Type::B32)?, l.read32(&o[2], Type::B32)?);
             let c = l.read32(&o[3], Type::B32)?;
-            l.push(Instruction { d, a, b, c, ..Instruction::new(Op::Prmt(kind.map_or(0, |kind| kind as u8 + 1))) });
+            l.push(Instruction {
+                d,
+                a,
+                b,
+                c,
+                ..Instruction::new(Op::Prmt(kind.map_or(0, |kind| kind as u8 + 1)))
+            });
         }
         "lop3" => {
             need(5)?;
@@ -680,7 +711,13 @@ fn arithmetic(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: Type) -> 
             need(4)?;
             let (d, a, b) = (l.write32(&o[0])?, l.read32(&o[1], Type::B32)?, l.read32(&o[2], Type::B32)?);
             let c = l.read32(&o[3], Type::U32)?;
-            l.push(Instruction { d, a, b, c, ..Instruction::new(Op::Shf { left: has("l"), wrap: has("wrap") }) });
+            l.push(Instruction {
+                d,
+                a,
+                b,
+                c,
+                ..Instruction::new(Op::Shf { left: has("l"), wrap: has("wrap") })
+            });
         }
         "dp4a" => {
             need(4)?;
@@ -688,7 +725,13 @@ fn arithmetic(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: Type) -> 
             let (d, a, b) = (l.write32(&o[0])?, l.read32(&o[1], Type::B32)?, l.read32(&o[2], Type::B32)?);
             let c = l.read32(&o[3], Type::B32)?;
             let signed = |i: usize| ty.get(i).is_some_and(|ty| ty.signed());
-            l.push(Instruction { d, a, b, c, ..Instruction::new(Op::Dp4a { a_signed: signed(0), b_signed: signed(1) }) });
+            l.push(Instruction {
+                d,
+                a,
+                b,
+                c,
+                ..Instruction::new(Op::Dp4a { a_signed: signed(0), b_signed: signed(1) })
+            });
         }
         "shl" | "shr" => {
             let (d, a, b) = (l.write(&o[0], ty)?, l.read(&o[1], ty)?, l.read32(&o[2], Type::U32)?);
@@ -740,7 +783,12 @@ fn convert(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: &[Type]) -> 
             return Err("not two floats".into());
         }
         let (d, a, b) = (l.write32(&o[0])?, l.read32(&o[1], from)?, l.read32(&o[2], from)?);
-        let op = Op::ConvertPair { to, round: round(parts).unwrap_or(Round::Nearest), relu: has("relu"), sat: has("sat") };
+        let op = Op::ConvertPair {
+            to,
+            round: round(parts).unwrap_or(Round::Nearest),
+            relu: has("relu"),
+            sat: has("sat"),
+        };
         l.push(Instruction { d, a, b, ..Instruction::new(op) });
         return Ok(());
     }
@@ -787,11 +835,8 @@ fn atomic(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: Type) -> Lowe
     if parts.iter().any(|part| matches!(*part, "v2" | "v4" | "v8")) {
         return Err("vectors".into());
     }
-    let (to, rest) = if parts[0] == "atom" {
-        (Some(o.first().ok_or("no operands")?), &o[1..])
-    } else {
-        (None, o)
-    };
+    let (to, rest) =
+        if parts[0] == "atom" { (Some(o.first().ok_or("no operands")?), &o[1..]) } else { (None, o) };
     let [address, b, rest @ ..] = rest else { return Err("too few operands".into()) };
     let space = space(parts);
     if space != Space::Shared {
@@ -800,7 +845,11 @@ fn atomic(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand], ty: Type) -> Lowe
     let address = l.address(address)?;
     let d = to.map_or(Ok(NONE), |to| l.write(to, ty))?;
     let b = l.read(b, ty)?;
-    let c = if op == Atomic::CompareExchange { l.read(rest.first().ok_or("too few operands")?, ty)? } else { NONE };
+    let c = if op == Atomic::CompareExchange {
+        l.read(rest.first().ok_or("too few operands")?, ty)?
+    } else {
+        NONE
+    };
     let op = Op::Atomic { op, ty, space, address64: address.wide };
     l.push(Instruction { d, a: address.row, b, c, e: address.offset as u32, ..Instruction::new(op) });
     Ok(())

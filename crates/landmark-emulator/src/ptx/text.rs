@@ -250,7 +250,9 @@ impl Operand {
         }
         if let Some(inner) = text.strip_prefix('{') {
             let inner = inner.strip_suffix('}').ok_or_else(wrong)?;
-            return Ok(Operand::Vector(split(inner).into_iter().map(Operand::parse).collect::<Result<_, _>>()?));
+            return Ok(Operand::Vector(
+                split(inner).into_iter().map(Operand::parse).collect::<Result<_, _>>()?,
+            ));
         }
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or_else(wrong)?;
@@ -329,7 +331,10 @@ mod tests {
     fn operands_are_read_as_ptx_writes_them() {
         let read = |text: &str| Operand::parse(text).unwrap();
         assert_eq!(read("%r1"), Operand::Name("%r1".into(), 0));
-        assert_eq!(read("[%rd4+-16]"), Operand::Address(Box::new(Operand::Name("%rd4".into(), 0)), -16, vec![]));
+        assert_eq!(
+            read("[%rd4+-16]"),
+            Operand::Address(Box::new(Operand::Name("%rd4".into(), 0)), -16, vec![])
+        );
         assert_eq!(read("0f3F800000"), Operand::Float(1.0));
         assert_eq!(read("0dBFF8000000000000"), Operand::Float(-1.5));
         assert_eq!(read("-7"), Operand::Integer(-7));

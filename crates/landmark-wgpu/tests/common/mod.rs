@@ -37,3 +37,8 @@ pub fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
 pub fn values(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
 }
+
+/// The device with all that its adapter offers.
+pub fn device() -> &'static Wgpu {
+    &devices()[0]
+}

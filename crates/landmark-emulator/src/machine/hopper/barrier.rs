@@ -39,14 +39,21 @@ impl Barrier {
 
     fn to_word(self) -> u64 {
         let bytes = u64::from(self.bytes as u32 & 0x3f_ffff);
-        MARK | u64::from(self.pending) | u64::from(self.expected) << 20 | bytes << 40 | u64::from(self.parity) << 62
+        MARK | u64::from(self.pending)
+            | u64::from(self.expected) << 20
+            | bytes << 40
+            | u64::from(self.parity) << 62
     }
 
     fn from_word(word: u64) -> Option<Barrier> {
         let field = |at: u32| (word >> at) as u32 & MOST;
         let bytes = ((word >> 40) as u32 & 0x3f_ffff) << 10;
-        let barrier =
-            Barrier { expected: field(20), pending: field(0), bytes: bytes as i32 >> 10, parity: word >> 62 & 1 == 1 };
+        let barrier = Barrier {
+            expected: field(20),
+            pending: field(0),
+            bytes: bytes as i32 >> 10,
+            parity: word >> 62 & 1 == 1,
+        };
         (word & MARK != 0 && barrier.expected > 0 && barrier.pending <= barrier.expected).then_some(barrier)
     }
 
@@ -72,7 +79,10 @@ impl Barrier {
     /// Arrives. Whether the phase ended.
     fn arrive(&mut self, count: u32) -> Result<bool, String> {
         if count == 0 || count > self.pending {
-            return Err(format!("{count} arrive at an mbarrier whose phase lacks {} of {}", self.pending, self.expected));
+            return Err(format!(
+                "{count} arrive at an mbarrier whose phase lacks {} of {}",
+                self.pending, self.expected
+            ));
         }
         self.pending -= count;
         Ok(self.turn())

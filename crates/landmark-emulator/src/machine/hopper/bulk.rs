@@ -107,7 +107,10 @@ fn tensor(
     }
     let row = map.box_[0] as usize * map.element;
     if map.swizzle != Swizzle::None && row != map.swizzle.span() {
-        return Err(format!("a box of {row} bytes a row, swizzled over {}: not emulated", map.swizzle.span()));
+        return Err(format!(
+            "a box of {row} bytes a row, swizzled over {}: not emulated",
+            map.swizzle.span()
+        ));
     }
     if !shared.is_multiple_of(128) {
         return Err(format!("a tensor's box at {shared:#x} of shared memory, no multiple of 128"));
@@ -181,7 +184,8 @@ pub(super) fn arrive(at: u32, context: &mut dyn Context) -> Result<(), String> {
     if loads.iter().all(|load| load.barrier != at) {
         return Ok(());
     }
-    let (now, later): (Vec<Load>, Vec<Load>) = std::mem::take(loads).into_iter().partition(|load| load.barrier == at);
+    let (now, later): (Vec<Load>, Vec<Load>) =
+        std::mem::take(loads).into_iter().partition(|load| load.barrier == at);
     context.block_state().loads = later;
     for load in now {
         load.finish(context).map_err(|why| format!("the bulk load of PTX line {}: {why}", load.line))?;
@@ -189,7 +193,12 @@ pub(super) fn arrive(at: u32, context: &mut dyn Context) -> Result<(), String> {
     Ok(())
 }
 
-pub(super) fn tensor_load(rank: usize, list: u32, line: u32, context: &mut dyn Context) -> Result<(), String> {
+pub(super) fn tensor_load(
+    rank: usize,
+    list: u32,
+    line: u32,
+    context: &mut dyn Context,
+) -> Result<(), String> {
     let (shared, map) = (Place::at(context, list), Place::at(context, list + Place::WORDS));
     let barrier = Place::at(context, list + 2 * Place::WORDS);
     for lane in lanes(context.mask()) {
@@ -202,7 +211,8 @@ pub(super) fn tensor_load(rank: usize, list: u32, line: u32, context: &mut dyn C
 
 pub(super) fn load(list: u32, line: u32, context: &mut dyn Context) -> Result<(), String> {
     let (shared, global) = (Place::at(context, list), Place::at(context, list + Place::WORDS));
-    let (bytes, barrier) = (context.list(list + 2 * Place::WORDS), Place::at(context, list + 2 * Place::WORDS + 1));
+    let (bytes, barrier) =
+        (context.list(list + 2 * Place::WORDS), Place::at(context, list + 2 * Place::WORDS + 1));
     for lane in lanes(context.mask()) {
         let (to, barrier) = (shared.shared(context, lane)?, barrier.shared(context, lane)?);
         let transfer = plain(to, global.raw(context, lane), context.row32(bytes)[lane])?;
@@ -219,7 +229,8 @@ impl Store {
                 let mut there = vec![0; n];
                 context.read(global, &mut there)?;
                 for (new, old) in bytes.chunks_exact_mut(4).zip(there.chunks_exact(4)) {
-                    let word = |chunk: &[u8]| chunk.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
+                    let word =
+                        |chunk: &[u8]| chunk.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
                     let (a, b) = (word(new), word(old));
                     let sum = match reduce {
                         Reduce::AddF32 => (f32::from_bits(a) + f32::from_bits(b)).to_bits(),
@@ -286,7 +297,9 @@ pub(super) fn wait(left: usize, context: &mut dyn Context) -> Result<(), String>
         let done = stores.groups.len().saturating_sub(left);
         let groups: Vec<Vec<Store>> = stores.groups.drain(..done).collect();
         for store in groups.into_iter().flatten() {
-            store.finish(context).map_err(|why| format!("the bulk store of PTX line {}: {why}", store.line))?;
+            store
+                .finish(context)
+                .map_err(|why| format!("the bulk store of PTX line {}: {why}", store.line))?;
         }
     }
     Ok(())

@@ -38,7 +38,9 @@ impl Words<'_, '_> {
 
 fn constant(operand: Option<&Operand>) -> Result<i64, String> {
     match operand {
-        Some(Operand::Integer(value)) => i64::try_from(*value).map_err(|_| format!("{value} is out of range")),
+        Some(Operand::Integer(value)) => {
+            i64::try_from(*value).map_err(|_| format!("{value} is out of range"))
+        }
         other => Err(format!("{other:?} is not a constant")),
     }
 }
@@ -75,7 +77,11 @@ pub fn lower(
     }
 }
 
-fn mbarrier(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -> Result<Instruction, String> {
+fn mbarrier(
+    lowering: &mut Lowering<'_>,
+    parts: &[&str],
+    operands: &[Operand],
+) -> Result<Instruction, String> {
     let has = |name: &str| parts.contains(&name);
     let kind = parts.get(1).copied().unwrap_or_default();
     let mut words = Words { lowering, words: Vec::new() };
@@ -114,7 +120,11 @@ fn mbarrier(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -
             words.address(operand(operands, 1)?)?;
             let parity = has("parity");
             let phase = operand(operands, 2)?;
-            if parity { words.row32(phase)? } else { words.row64(phase)? };
+            if parity {
+                words.row32(phase)?
+            } else {
+                words.row64(phase)?
+            };
             Instruction { a, ..words.finish(Op::BarrierTest { parity }) }
         }
         other => return Err(format!("mbarrier.{other} is not emulated")),
@@ -154,7 +164,9 @@ fn bulk(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -> Re
         let rank = rank.filter(|rank| (1..=5).contains(rank)).ok_or("a tensor of which rank?")?;
         let (at, map) = if load { (0, 1) } else { (1, 0) };
         let map = operand(operands, map)?;
-        let Operand::Address(_, _, rest) = map else { return Err(format!("{map:?} is no tensor and coordinates")) };
+        let Operand::Address(_, _, rest) = map else {
+            return Err(format!("{map:?} is no tensor and coordinates"));
+        };
         let Some(Operand::Vector(coordinates)) = rest.first() else { return Err("no coordinates".into()) };
         if coordinates.len() != usize::from(rank) {
             return Err(format!("{} coordinates for {rank} dimensions", coordinates.len()));
@@ -170,7 +182,11 @@ fn bulk(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -> Re
         for coordinate in coordinates {
             words.row32(coordinate)?;
         }
-        return Ok(words.finish(if load { Op::TensorLoad { rank } } else { Op::TensorStore { rank, reduce } }));
+        return Ok(words.finish(if load {
+            Op::TensorLoad { rank }
+        } else {
+            Op::TensorStore { rank, reduce }
+        }));
     }
     words.address(operand(operands, 0)?)?;
     words.address(operand(operands, 1)?)?;
@@ -194,7 +210,8 @@ fn wgmma(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -> R
     }
     let size = parts.iter().find_map(|part| part.strip_prefix("m64n")?.strip_suffix("k16"));
     let columns: Option<u16> = size.and_then(|size| size.parse().ok());
-    let columns = columns.filter(|n| n % 8 == 0 && (8..=256).contains(n)).ok_or("a product of which size?")?;
+    let columns =
+        columns.filter(|n| n % 8 == 0 && (8..=256).contains(n)).ok_or("a product of which size?")?;
     let bf16 = match parts.get(parts.len().saturating_sub(3)..) {
         Some(["f32", "bf16", "bf16"]) => true,
         Some(["f32", "f16", "f16"]) => false,
@@ -231,8 +248,15 @@ fn wgmma(lowering: &mut Lowering<'_>, parts: &[&str], operands: &[Operand]) -> R
         (false, [a, b]) => (*a, *b),
         (_, other) => return Err(format!("{} transpositions", other.len())),
     };
-    let shape =
-        Shape { columns, bf16, registers, transpose_a, transpose_b, negate_a: signs[0] < 0, negate_b: signs[1] < 0 };
+    let shape = Shape {
+        columns,
+        bf16,
+        registers,
+        transpose_a,
+        transpose_b,
+        negate_a: signs[0] < 0,
+        negate_b: signs[1] < 0,
+    };
     if results.len() != shape.results() as usize {
         return Err(format!("{} accumulators for {columns} columns", results.len()));
     }

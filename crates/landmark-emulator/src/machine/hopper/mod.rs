@@ -175,7 +175,9 @@ impl WarpState {
             return Err(format!("the warp ends and did not wait for the product of PTX line {line}"));
         }
         match self.stores.values().find_map(bulk::Stores::pending) {
-            Some(line) => Err(format!("the warp ends and did not wait for the bulk store of PTX line {line}")),
+            Some(line) => {
+                Err(format!("the warp ends and did not wait for the bulk store of PTX line {line}"))
+            }
             None => Ok(()),
         }
     }

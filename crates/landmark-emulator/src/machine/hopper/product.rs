@@ -60,7 +60,8 @@ impl Descriptor {
     /// A field has a value that is not supported.
     pub fn new(bits: u64) -> Result<Descriptor, String> {
         let field = |at: u32| ((bits >> at & 0x3fff) as u32) << 4;
-        let swizzle = [Swizzle::None, Swizzle::Bytes128, Swizzle::Bytes64, Swizzle::Bytes32][(bits >> 62) as usize];
+        let swizzle =
+            [Swizzle::None, Swizzle::Bytes128, Swizzle::Bytes64, Swizzle::Bytes32][(bits >> 62) as usize];
         if bits >> 49 & 7 != 0 {
             return Err(format!("the descriptor {bits:#x} has a base offset: not emulated"));
         }
@@ -140,7 +141,8 @@ fn token(accumulator: u32, index: usize) -> u32 {
 /// The accumulator of a token.
 fn accumulator_of(bits: u32, index: usize) -> Option<u32> {
     let number = bits >> 7 & 0x7fff;
-    (bits & TOKEN == TOKEN && bits & 0x7f == index as u32 && (1..=NUMBERS).contains(&number)).then(|| number - 1)
+    (bits & TOKEN == TOKEN && bits & 0x7f == index as u32 && (1..=NUMBERS).contains(&number))
+        .then(|| number - 1)
 }
 
 impl Queue {
@@ -180,7 +182,8 @@ pub(super) fn issue(
     let rows: Vec<u32> = (0..count).map(|i| context.list(list + i)).collect();
     let keeps = match scale {
         None => true,
-        Some((predicate, negated)) => match context.predicate(predicate) ^ if negated { u32::MAX } else { 0 } {
+        Some((predicate, negated)) => match context.predicate(predicate) ^ if negated { u32::MAX } else { 0 }
+        {
             0 => false,
             u32::MAX => true,
             bits => return Err(format!("scale-d differs between lanes: {bits:#010x}")),
@@ -213,11 +216,13 @@ pub(super) fn issue(
 
     // A number that stands for sums, or numbers to begin with.
     let first = context.row32(rows[0])[0];
-    let under_way = accumulator_of(first, 0).filter(|id| context.warp_state().products.accumulators.contains_key(id));
+    let under_way =
+        accumulator_of(first, 0).filter(|id| context.warp_state().products.accumulators.contains_key(id));
     let continued = under_way.filter(|_| keeps);
     let mut sums = Vec::new();
     if let Some(id) = continued {
-        let same = rows.iter().enumerate().all(|(i, row)| context.row32(*row).iter().all(|x| *x == token(id, i)));
+        let same =
+            rows.iter().enumerate().all(|(i, row)| context.row32(*row).iter().all(|x| *x == token(id, i)));
         let known = context.warp_state().products.accumulators.get(&id).map(|known| known.columns);
         if !same || known != Some(columns) {
             return Err("some accumulators are those of a product under way, and some are not".into());
@@ -334,7 +339,9 @@ pub(super) fn wait(left: usize, context: &mut dyn Context) -> Result<(), String>
     while context.warp_state().products.groups.len() > left {
         let group = context.warp_state().products.groups.pop_front().unwrap_or_default();
         for product in group {
-            product.compute(context).map_err(|why| format!("the product of PTX line {}: {why}", product.line))?;
+            product
+                .compute(context)
+                .map_err(|why| format!("the product of PTX line {}: {why}", product.line))?;
         }
     }
     let queue = &mut context.warp_state().products;
@@ -384,7 +391,8 @@ impl Copies {
             Op::Hopper(super::Op::Product(shape)) => Some((i.d as usize, shape.results() as usize)),
             _ => None,
         });
-        let results: Vec<u32> = products.flat_map(|(at, n)| list.get(at..at + n).unwrap_or(&[])).copied().collect();
+        let results: Vec<u32> =
+            products.flat_map(|(at, n)| list.get(at..at + n).unwrap_or(&[])).copied().collect();
         if results.is_empty() {
             return Copies::default();
         }
@@ -417,13 +425,13 @@ impl Copies {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn descriptor(start: u32, leading: u32, stride: u32, mode: u64) -> Descriptor {
-        let bits = u64::from(start >> 4) | u64::from(leading >> 4) << 16 | u64::from(stride >> 4) << 32 | mode << 62;
+        let bits =
+            u64::from(start >> 4) | u64::from(leading >> 4) << 16 | u64::from(stride >> 4) << 32 | mode << 62;
         Descriptor::new(bits).expect("a descriptor")
     }
 
@@ -478,7 +486,8 @@ mod tests {
             negate_a: false,
             negate_b: false,
         };
-        let product = Instruction { d: 0, ..Instruction::new(Op::Hopper(crate::machine::hopper::Op::Product(shape))) };
+        let product =
+            Instruction { d: 0, ..Instruction::new(Op::Hopper(crate::machine::hopper::Op::Product(shape))) };
         let copy = |d, a| Instruction { d, a, ..Instruction::new(Op::Move32) };
         let copies = Copies::of(&[product, copy(20, 10), copy(21, 20), copy(30, 31)], &[10, 11, 12, 13]);
         assert_eq!(copies.get(10), [10, 20, 21]);
