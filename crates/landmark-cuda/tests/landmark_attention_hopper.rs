@@ -112,7 +112,7 @@ const F16: DType = DType::F16;
 #[test]
 fn lengths_around_every_boundary() {
     // Blocks of 51 and 64, tiles of 128 and 153 keys, warp groups of 64 and thread blocks of 128 queries.
-    for n in [2, 50, 51, 52, 63, 64, 65, 127, 128, 129, 153, 154, 193] {
+    for n in [2, 51, 52, 64, 65, 128, 129, 153, 154, 193] {
         check(heads(1, n, n, 1, 1, 128), 64, &[0.0], BF16);
         check(heads(1, n, n, 1, 1, 64), 51, &[0.0], BF16);
     }
@@ -128,21 +128,21 @@ fn any_phase() {
 
 #[test]
 fn block_lengths() {
-    for block in [8, 9, 16, 21, 33, 100, 159, 160] {
+    for block in [8, 9, 21, 33, 100, 160] {
         check(heads(2, 197, 197, 1, 1, 64), block, &[3.0, 7.0], BF16);
     }
-    for block in [13, 37, 80] {
+    for block in [13, 80] {
         check(heads(2, 133, 133, 1, 1, 256), block, &[3.0, 7.0], BF16);
     }
 }
 
 #[test]
 fn head_widths_and_shared_keys() {
-    for head_dim in [16, 64, 80, 96, 112, 128, 256] {
-        for dtype in [BF16, F16] {
-            check(heads(2, 140, 140, 4, 2, head_dim), 64, &[0.0, 40.0], dtype);
-        }
-        check(heads(1, 140, 140, 3, 1, head_dim), 51, &[9.0], BF16);
+    for head_dim in [16, 80, 96, 112, 128] {
+        check(heads(2, 140, 140, 4, 2, head_dim), 64, &[0.0, 40.0], BF16);
+    }
+    for head_dim in [64, 256] {
+        check(heads(1, 140, 140, 3, 1, head_dim), 51, &[9.0], F16);
     }
 }
 
@@ -156,7 +156,7 @@ fn fewer_queries_than_keys() {
 
 #[test]
 fn without_landmarks() {
-    for head_dim in [64, 80, 128, 256] {
+    for head_dim in [80, 256] {
         check(heads(2, 200, 200, 2, 1, head_dim), 0, &[], BF16);
         check(heads(1, 70, 131, 2, 2, head_dim), 0, &[], F16);
     }
