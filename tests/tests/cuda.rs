@@ -119,7 +119,9 @@ fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths:
         predict: PredictAt::of(config),
         lookups: false,
     };
-    let cache = CacheShape::Mem { blocks: 9, block: BLOCK, top_k: 2 };
+    // Every block is retrieved: in the first layer all landmarks are one token, so that old blocks are equal to the last
+    // bit, and which of them is taken is the backend's business.
+    let cache = CacheShape::Mem { blocks: 16, block: BLOCK, top_k: 16 };
     let room = Room { compute, ..settings.room(config, cache, lengths.len()) };
     let mut engine = Engine::with(backend, config.clone(), room, None, Paging::default()).unwrap();
     engine.initialise(5).unwrap();

@@ -11,6 +11,7 @@ use crate::ops;
 use landmark_core::ops::{Op, Operation};
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
+use landmark_core::quantize::Bits;
 use landmark_core::{DType, Error, Program, Result, Shape, Tensor};
 
 /// Parameters of dispatches start at multiples of this: the strictest alignment that WebGPU allows a device to ask for.
@@ -46,6 +47,8 @@ pub(crate) struct Part {
     pub(crate) first: usize,
     pub(crate) rows: usize,
     pub(crate) resource: Resource,
+    /// Bits and scales of weights that are quantised.
+    pub(crate) quantised: Option<(Bits, Resource)>,
 }
 
 /// What launchers work with.
@@ -114,27 +117,23 @@ impl<'a> Compiler<'a> {
             Place::Scratch => {
                 let slot =
                     self.plan.slot(tensor).ok_or_else(|| self.unsupported("a tensor without storage"))?;
-                Ok(vec![Part { first: 0, rows, resource: Resource::Scratch(slot) }])
+                Ok(vec![Part { first: 0, rows, resource: Resource::Scratch(slot), quantised: None }])
             }
             Place::Persistent(owner) => {
                 let pieces = self.arena.pieces(owner);
-                if let [piece] = pieces {
-                    return Ok(vec![Part {
-                        first: 0,
-                        rows,
-                        resource: Resource::Buffer(piece.buffer.clone()),
-                    }]);
-                }
-                if self.arena.layout.info(owner).shape.cols() != info.shape.cols() {
+                let is_whole = pieces.len() == 1 && pieces[0].scales.is_none();
+                if !is_whole && self.arena.layout.info(owner).shape.cols() != info.shape.cols() {
                     return Err(self.unsupported(format!(
-                        "`{}` is larger than a binding of this device and is seen with other rows",
+                        "`{}` is quantised or larger than a binding of this device, and is seen with other rows",
                         info.name
                     )));
                 }
+                let bits = self.arena.bits(owner);
                 let part = |piece: &crate::arena::Piece| Part {
                     first: piece.first,
-                    rows: piece.rows.min(rows - piece.first),
+                    rows: if is_whole { rows } else { piece.rows.min(rows - piece.first) },
                     resource: Resource::Buffer(piece.buffer.clone()),
+                    quantised: bits.zip(piece.scales.clone().map(Resource::Buffer)),
                 };
                 Ok(pieces.iter().filter(|piece| piece.first < rows).map(part).collect())
             }
@@ -144,6 +143,12 @@ impl<'a> Compiler<'a> {
     /// Where a tensor in one piece lies.
     fn whole(&self, tensor: Tensor) -> Result<Resource> {
         let mut parts = self.parts(tensor)?;
+        if parts.iter().any(|part| part.quantised.is_some()) {
+            let name = &self.info(tensor).name;
+            return Err(
+                self.unsupported(format!("`{name}` is quantised, which only products and embeddings read"))
+            );
+        }
         if parts.len() == 1 {
             return Ok(parts.remove(0).resource);
         }
@@ -188,7 +193,19 @@ impl<'a> Compiler<'a> {
         part: &Part,
         alignment: usize,
     ) {
-        k.storage(name, self.dtype(tensor), alignment, Entry::Read, part.resource.clone());
+        match &part.quantised {
+            None => k.storage(name, self.dtype(tensor), alignment, Entry::Read, part.resource.clone()),
+            Some((bits, scales)) => k.quantised(name, *bits, part.resource.clone(), scales.clone()),
+        }
+    }
+
+    /// The same in chunks of 16 bytes, for kernels that read a lot: `x_load`, `x_part` and `x_scale`.
+    pub(crate) fn read_chunks(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
+        let (dtype, cols) = (self.dtype(tensor), self.cols(tensor));
+        match &part.quantised {
+            Some((bits, scales)) => k.quantised(name, *bits, part.resource.clone(), scales.clone()),
+            None => k.chunks(name, dtype, alignment(&[cols]), cols.is_multiple_of(8), part.resource.clone()),
+        }
     }
 
     /// Binds a tensor to be written, or read and written.

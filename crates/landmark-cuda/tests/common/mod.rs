@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // Not every test binary uses all of it.
 
 pub mod attention;
+pub mod naive;
 
 use landmark_core::ops::{Access, Op};
 use landmark_core::testing::naive::allowed;

@@ -10,13 +10,17 @@ pub mod alu;
 pub mod hopper;
 pub mod memory;
 mod mma;
+pub mod races;
 mod view;
 pub mod warp;
+
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 
 use crate::ptx::{Kernel, Module, SHARED_BASE};
 use memory::Shared;
+use races::TOO_FAR;
 use warp::{Outcome, Warp};
 
 /// What to run.
@@ -105,6 +109,10 @@ pub struct Block {
     pub barriers: [Meeting; 16],
     /// Its warps that have not ended.
     pub live_warps: u32,
+    /// What those that came to a barrier have told, and what those that pass it hear.
+    told: [(Vec<u32>, Vec<u32>); 16],
+    /// What those that arrived at an `mbarrier` have told.
+    told_at: HashMap<u32, Vec<u32>>,
     /// What Hopper's instructions keep.
     pub hopper: hopper::BlockState,
 }
@@ -119,6 +127,7 @@ pub struct Cluster<'a> {
     pub blocks: Vec<Block>,
     /// The barrier of the cluster, which counts warps.
     pub meeting: Meeting,
+    told: (Vec<u32>, Vec<u32>),
     /// Counts whatever may let a warp that waits go on; see [`Warp::run`].
     pub events: u64,
     /// Counts instructions.
@@ -130,7 +139,7 @@ const QUANTUM: u64 = 1 << 16;
 /// Turns in which nothing happens until a kernel is taken to hang.
 const PATIENCE: u32 = 1000;
 /// Warp instructions of a cluster until a kernel is taken to hang.
-const LIMIT: u64 = 1 << 36;
+const LIMIT: u64 = 1 << 31;
 
 /// Runs a kernel to its end.
 ///
@@ -200,21 +209,36 @@ impl<'a> Machine<'a> {
                 memory,
                 blocks: (0..blocks).map(|_| Block::default()).collect(),
                 meeting: Meeting::default(),
+                told: Default::default(),
                 events: 0,
                 clock: 0,
             },
-            warps: (0..blocks * warps).map(|i| Warp::new(launch.kernel, i / warps, i % warps)).collect(),
+            warps: (0..blocks * warps)
+                .map(|i| Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * warps)))
+                .collect(),
         }
     }
 
     fn run(&mut self, place: [u32; 3]) -> Result<(), String> {
         let launch = self.cluster.launch;
         let warps = (self.warps.len() / self.cluster.blocks.len()) as u32;
+        // all that was done before is known to all
+        let mut now = self.warps.iter().map(|warp| warp.clock.count()).max().unwrap_or(1);
+        let forget = now > TOO_FAR;
+        if forget {
+            now = 1;
+        }
+        for warp in &mut self.warps {
+            warp.clock.begin(now);
+        }
+        self.cluster.told = Default::default();
         for (rank, block) in self.cluster.blocks.iter_mut().enumerate() {
             let (rank, [x, y, _]) = (rank as u32, launch.cluster);
             let within = [rank % x, rank / x % y, rank / x / y];
             block.index = std::array::from_fn(|axis| place[axis] * launch.cluster[axis] + within[axis]);
-            block.shared.reset(SHARED_BASE, launch.kernel.dynamic_shared + launch.shared);
+            block.shared.reset(SHARED_BASE, launch.kernel.dynamic_shared + launch.shared, forget);
+            block.told = Default::default();
+            block.told_at.clear();
             block.barriers = Default::default();
             block.live_warps = warps;
             block.hopper = hopper::BlockState::default();
@@ -317,6 +341,8 @@ impl Cluster<'_> {
                 result_of: meeting.asked,
                 ..Meeting::default()
             };
+            let told = &mut self.blocks[block].told[id];
+            told.1 = std::mem::take(&mut told.0);
             self.events += 1;
         }
     }
@@ -325,6 +351,7 @@ impl Cluster<'_> {
         let all = self.blocks.iter().map(|block| block.live_warps).sum::<u32>();
         if self.meeting.arrived >= all && all > 0 {
             self.meeting = Meeting { generation: self.meeting.generation + 1, ..Meeting::default() };
+            self.told.1 = std::mem::take(&mut self.told.0);
             self.events += 1;
         }
     }

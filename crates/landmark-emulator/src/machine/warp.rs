@@ -10,6 +10,7 @@ use super::memory::{
     LOCAL_WINDOW, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW, WINDOW_MASK, check, read_checked, read_host,
     read_parameters, write_checked, write_host,
 };
+use super::races::Clock;
 use super::view::View;
 use super::{Cluster, Fault, Meeting, mma};
 use crate::ptx::instruction::{
@@ -107,6 +108,8 @@ pub struct Warp<'a> {
     pub predicates: Vec<u32>,
     /// The line of the instruction at work.
     pub line: u32,
+    /// What it knows of the other warps.
+    pub clock: Clock,
     carry: u32,
     live: u32,
     exists: u32,
@@ -123,8 +126,8 @@ pub struct Warp<'a> {
 const ALL: u32 = u32::MAX;
 
 impl<'a> Warp<'a> {
-    /// A warp that has not begun.
-    pub fn new(kernel: &'a Kernel, block: usize, index: usize) -> Warp<'a> {
+    /// A warp that has not begun; `number` of so many of its cluster.
+    pub fn new(kernel: &'a Kernel, block: usize, index: usize, number: (usize, usize)) -> Warp<'a> {
         let mut warp = Warp {
             kernel,
             list: &kernel.list,
@@ -134,6 +137,7 @@ impl<'a> Warp<'a> {
             r64: vec![[u64::MAX; 32]; kernel.rows64],
             predicates: vec![0; kernel.predicates],
             line: 0,
+            clock: Clock::new(number.0, number.1),
             carry: 0,
             live: 0,
             exists: 0,
@@ -378,12 +382,14 @@ impl<'a> Warp<'a> {
                     let meeting = cluster.blocks[self.block].barriers[id as usize];
                     if meeting.generation != generation {
                         self.groups[i].wait = Wait::Ready;
+                        self.clock.acquire(&cluster.blocks[self.block].told[id as usize].1);
                         let instruction = self.kernel.code[group.pc as usize - 1];
                         self.barrier_result(&instruction, &meeting, group.mask);
                     }
                 }
                 Wait::Cluster { generation } if cluster.meeting.generation != generation => {
                     self.groups[i].wait = Wait::Ready;
+                    self.clock.acquire(&cluster.told.1);
                 }
                 _ => {}
             }
@@ -896,6 +902,7 @@ impl<'a> Warp<'a> {
                     return Ok(Next::Stay(wait));
                 }
                 self.cluster_generation = cluster.meeting.generation;
+                self.clock.release(&mut cluster.told.0);
                 cluster.meeting.arrived += 1;
                 cluster.complete_cluster();
             }
@@ -907,6 +914,7 @@ impl<'a> Warp<'a> {
                 if cluster.meeting.generation == generation {
                     return Ok(Next::Wait(Wait::Cluster { generation }));
                 }
+                self.clock.acquire(&cluster.told.1);
             }
             Op::CpAsync { bytes, ignore } => self.copy(cluster, i, mask, usize::from(bytes), ignore)?,
             Op::CpAsyncCommit => {
@@ -977,10 +985,16 @@ impl<'a> Warp<'a> {
                     }
                 }
                 let before = cluster.blocks[self.block].hopper.progress;
+                if matches!(op, hopper::Op::BarrierArrive { .. } | hopper::Op::BarrierComplete) {
+                    self.tell(cluster, i, mask)?;
+                }
                 let flow =
                     hopper::execute(op, i, &mut View { warp: self, cluster, mask }).map_err(Fault::from)?;
                 if cluster.blocks[self.block].hopper.progress != before {
                     cluster.events += 1;
+                }
+                if flow == Flow::Next && matches!(op, hopper::Op::BarrierTest { .. }) {
+                    self.hear(cluster, i, mask)?;
                 }
                 if flow == Flow::Yield {
                     return Ok(Next::Wait(Wait::Yield));
@@ -1218,13 +1232,14 @@ impl<'a> Warp<'a> {
         } else if space == Space::Shared {
             for lane in lanes(mask) {
                 let (shared, at) = cluster.shared(self.block, from[lane] as u32)?;
-                let bytes = shared.get::<N>(at).map_err(|e| Fault::from(e).lane(lane))?;
+                let bytes = shared.get::<N>(at, &self.clock).map_err(|e| Fault::from(e).lane(lane))?;
                 self.spread(i, lane, ty, wide, &bytes);
             }
         } else {
             for lane in lanes(mask) {
                 let mut bytes = [0; N];
-                self.read(cluster, space, from[lane], lane, &mut bytes).map_err(|fault| fault.lane(lane))?;
+                self.read(cluster, space, from[lane], lane, &mut bytes, Some(&self.clock))
+                    .map_err(|fault| fault.lane(lane))?;
                 self.spread(i, lane, ty, wide, &bytes);
             }
         }
@@ -1303,9 +1318,10 @@ impl<'a> Warp<'a> {
                 unsafe { write_checked(to[lane], &bytes) };
             } else if space == Space::Shared {
                 let (shared, at) = cluster.shared(self.block, to[lane] as u32)?;
-                shared.put::<N>(at, &bytes).map_err(|e| Fault::from(e).lane(lane))?;
+                shared.put::<N>(at, &bytes, &self.clock).map_err(|e| Fault::from(e).lane(lane))?;
             } else {
-                self.write(cluster, space, to[lane], lane, &bytes).map_err(|fault| fault.lane(lane))?;
+                self.write(cluster, space, to[lane], lane, &bytes, false)
+                    .map_err(|fault| fault.lane(lane))?;
             }
         }
         Ok(())
@@ -1330,12 +1346,13 @@ impl<'a> Warp<'a> {
         address: u64,
         lane: usize,
         to: &mut [u8],
+        clock: Option<&Clock>,
     ) -> Result<(), Fault> {
         let (space, address) = resolve(space, address)?;
         match space {
             Space::Shared => {
                 let (shared, at) = cluster.shared(self.block, address as u32)?;
-                shared.read(at, to)?;
+                to.copy_from_slice(shared.view(at, to.len(), clock)?);
             }
             Space::Local => {
                 let at = self.local(address as u32, to.len(), lane)?;
@@ -1355,12 +1372,13 @@ impl<'a> Warp<'a> {
         address: u64,
         lane: usize,
         from: &[u8],
+        atomic: bool,
     ) -> Result<(), Fault> {
         let (space, address) = resolve(space, address)?;
         match space {
             Space::Shared => {
                 let (shared, at) = cluster.shared(self.block, address as u32)?;
-                shared.write(at, from)?;
+                shared.write(at, from, (!atomic).then_some(&self.clock))?;
             }
             Space::Local => {
                 let at = self.local(address as u32, from.len(), lane)?;
@@ -1392,7 +1410,8 @@ impl<'a> Warp<'a> {
                 return Err(Fault::from(format!("{address:#x} is not a multiple of {size}")).lane(lane));
             }
             let mut bytes = [0; 8];
-            self.read(cluster, space, address, lane, &mut bytes[..size]).map_err(|fault| fault.lane(lane))?;
+            self.read(cluster, space, address, lane, &mut bytes[..size], None)
+                .map_err(|fault| fault.lane(lane))?;
             let old = u64::from_le_bytes(bytes);
             let value = |row: u32| {
                 if row == NONE {
@@ -1405,7 +1424,7 @@ impl<'a> Warp<'a> {
             };
             let new =
                 atomic(op, ty, old, value(i.b), value(i.c)).ok_or("not an atomic operation of this type")?;
-            self.write(cluster, space, address, lane, &new.to_le_bytes()[..size])
+            self.write(cluster, space, address, lane, &new.to_le_bytes()[..size], true)
                 .map_err(|fault| fault.lane(lane))?;
             if i.d != NONE {
                 if size == 8 {
@@ -1444,7 +1463,7 @@ impl<'a> Warp<'a> {
             let mut bytes = [0; 16];
             read_host_part(cluster, from, &mut bytes[..size]).map_err(|e| at(Fault::from(e)))?;
             let (shared, place) = cluster.shared(self.block, to)?;
-            shared.begin(place, length).map_err(|e| at(Fault::from(e)))?;
+            shared.begin(place, length, &self.clock).map_err(|e| at(Fault::from(e)))?;
             let group = self.committed[lane];
             self.copies.push(Copying { lane: lane as u8, length: length as u8, to, group, bytes });
         }
@@ -1462,7 +1481,7 @@ impl<'a> Warp<'a> {
             };
             if mask >> lane & 1 == 1 && due {
                 let (shared, at) = cluster.shared(self.block, copy.to)?;
-                shared.deliver(at, &copy.bytes[..usize::from(copy.length)])?;
+                shared.deliver(at, &copy.bytes[..usize::from(copy.length)], Some(&self.clock))?;
             } else {
                 self.copies.push(copy);
             }
@@ -1605,6 +1624,8 @@ impl<'a> Warp<'a> {
         meeting.expected = expected;
         meeting.arrived += 32;
         let generation = meeting.generation;
+        self.clock.release(&mut cluster.blocks[self.block].told[id].0);
+        let meeting = &mut cluster.blocks[self.block].barriers[id];
         if i.c != NONE {
             let votes = self.predicates[i.c as usize] ^ if negate { ALL } else { 0 };
             meeting.counted += (votes & mask).count_ones();
@@ -1618,8 +1639,46 @@ impl<'a> Warp<'a> {
         if meeting.generation == generation {
             return Ok(Next::Wait(Wait::Barrier { id: id as u32, generation }));
         }
+        self.clock.acquire(&cluster.blocks[self.block].told[id].1);
         self.barrier_result(i, &meeting, mask);
         Ok(Next::On)
+    }
+
+    /// Who hears of the `mbarrier`s that the lanes arrive at hears of this warp.
+    fn tell(&mut self, cluster: &mut Cluster<'_>, i: &Instruction, mask: u32) -> Result<(), Fault> {
+        for (rank, at) in self.mbarriers(cluster, i, mask)? {
+            self.clock.release(cluster.blocks[rank].told_at.entry(at).or_default());
+        }
+        Ok(())
+    }
+
+    /// A phase of the `mbarrier`s was found to be over. All that was ever told there is heard: a phase too much, which
+    /// may hide a missing barrier but invents none.
+    fn hear(&mut self, cluster: &mut Cluster<'_>, i: &Instruction, mask: u32) -> Result<(), Fault> {
+        for (rank, at) in self.mbarriers(cluster, i, mask)? {
+            if let Some(told) = cluster.blocks[rank].told_at.get(&at) {
+                self.clock.acquire(told);
+            }
+        }
+        Ok(())
+    }
+
+    fn mbarriers(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        i: &Instruction,
+        mask: u32,
+    ) -> Result<Vec<(usize, u32)>, Fault> {
+        let mut found = Vec::new();
+        for lane in lanes(mask) {
+            let view = View { warp: self, cluster, mask };
+            let address = hopper::Place::at(&view, i.d).shared(&view, lane)?;
+            let place = cluster.place(self.block, address)?;
+            if !found.contains(&place) {
+                found.push(place);
+            }
+        }
+        Ok(found)
     }
 
     /// Writes what a reducing barrier found.

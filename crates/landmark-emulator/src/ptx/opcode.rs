@@ -256,10 +256,12 @@ pub(super) fn lower(l: &mut Lowering<'_>, parts: &[&str], o: &[Operand]) -> Lowe
                 });
             }
             let space = space(parts);
-            if has("volatile") || has("relaxed") || has("acquire") || has("release") || has("mmio") {
-                if space != Space::Shared {
-                    l.needs_order();
-                }
+            // who only writes such words waits for nobody
+            if !store
+                && space != Space::Shared
+                && ["volatile", "relaxed", "acquire", "mmio"].iter().any(|name| has(name))
+            {
+                l.needs_order();
             }
             let address = l.address(address)?;
             let d = l.list(&rows);

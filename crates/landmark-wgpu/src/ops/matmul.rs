@@ -64,7 +64,11 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
     };
     let alignment = alignment(&[c.cols(product.a)]);
     c.read(&mut k, "a", product.a, alignment)?;
-    c.read_part(&mut k, "b", product.b, part, alignment);
+    if product.rows <= FEW_ROWS {
+        c.read_chunks(&mut k, "b", product.b, part);
+    } else {
+        c.read_part(&mut k, "b", product.b, part, alignment);
+    }
     Ok(k)
 }
 
