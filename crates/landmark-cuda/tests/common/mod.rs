@@ -116,7 +116,12 @@ impl Case {
         recorder.finish()
     }
 
-    fn run_cpu<T: landmark_core::cpu::Real>(&self, program: &Program, wanted: &[Tensor]) -> Vec<Vec<f64>> {
+    /// What the CPU makes of `wanted`, computed in `T`.
+    pub fn run_cpu<T: landmark_core::cpu::Real>(
+        &self,
+        program: &Program,
+        wanted: &[Tensor],
+    ) -> Vec<Vec<f64>> {
         let cpu = Cpu::<T>::new();
         let mut arena = cpu.allocate(&self.layout).unwrap();
         for (tensor, bytes) in &self.inputs {
