@@ -7,6 +7,7 @@
 //! If no warp can go on, the kernel would hang on a GPU; that is an error that says where each of them waits.
 
 pub mod alu;
+pub mod float;
 pub mod hopper;
 pub mod memory;
 mod mma;
@@ -113,6 +114,8 @@ pub struct Block {
     told: [(Vec<u32>, Vec<u32>); 16],
     /// What those that arrived at an `mbarrier` have told.
     told_at: HashMap<u32, Vec<u32>>,
+    /// Its warp groups waiting for their products: who came to the wait, and how far each group is.
+    groups: Vec<(Meeting, u32)>,
     /// What Hopper's instructions keep.
     pub hopper: hopper::BlockState,
 }
@@ -239,6 +242,7 @@ impl<'a> Machine<'a> {
             block.shared.reset(SHARED_BASE, launch.kernel.dynamic_shared + launch.shared, forget);
             block.told = Default::default();
             block.told_at.clear();
+            block.groups = vec![(Meeting::default(), now + 1); warps.div_ceil(4) as usize];
             block.barriers = Default::default();
             block.live_warps = warps;
             block.hopper = hopper::BlockState::default();
@@ -345,6 +349,28 @@ impl Cluster<'_> {
             told.1 = std::mem::take(&mut told.0);
             self.events += 1;
         }
+    }
+
+    /// A warp of a group has done its part of the products. They are one: none of the group's warps goes on before all
+    /// have, so that one of them may speak for all. Whether that was the last.
+    fn complete_group(&mut self, block: usize, group: usize) -> bool {
+        let warps = self.launch.block.iter().product::<u32>().div_ceil(32);
+        let expected = (warps - 4 * group as u32).min(4);
+        let (meeting, count) = &mut self.blocks[block].groups[group];
+        meeting.arrived += 1;
+        if meeting.arrived < expected {
+            return false;
+        }
+        *meeting = Meeting { generation: meeting.generation + 1, ..Meeting::default() };
+        *count += 1;
+        self.events += 1;
+        true
+    }
+
+    /// The number of a group of warps, among those of the cluster.
+    fn group_number(&self, block: usize, group: usize) -> usize {
+        let warps = self.launch.block.iter().product::<u32>().div_ceil(32) as usize;
+        self.blocks.len() * warps + block * warps.div_ceil(4) + group
     }
 
     fn complete_cluster(&mut self) {

@@ -23,7 +23,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Of one of so many warps.
+    /// Of one of so many warps and groups of warps.
     pub(super) fn new(warp: usize, warps: usize) -> Clock {
         Clock { warp: warp as u32, seen: vec![1; warps] }
     }
@@ -36,6 +36,20 @@ impl Clock {
     /// Everything up to `count` has happened.
     pub(super) fn begin(&mut self, count: u32) {
         self.seen.fill(count);
+        self.seen[self.warp as usize] += 1;
+    }
+
+    /// The same knowledge, for what a group of warps does together: `group` is its number among the warps, and `count` how
+    /// far it is.
+    pub(super) fn of_group(&self, group: usize, count: u32) -> Clock {
+        let mut clock = Clock { warp: group as u32, seen: self.seen.clone() };
+        clock.seen[group] = count;
+        clock
+    }
+
+    /// Hears that a group is so far.
+    pub(super) fn hear_of_group(&mut self, group: usize, count: u32) {
+        self.seen[group] = self.seen[group].max(count);
         self.seen[self.warp as usize] += 1;
     }
 

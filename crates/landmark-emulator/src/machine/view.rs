@@ -2,6 +2,7 @@
 
 use super::hopper::{BlockState, Context, WarpState};
 use super::memory::{PARAMETER_WINDOW, SHARED_WINDOW, WINDOW_MASK, read_host, read_parameters, write_host};
+use super::races::Clock;
 use super::warp::Warp;
 use super::{Cluster, Fault};
 
@@ -13,6 +14,8 @@ pub(super) struct View<'v, 'a, 'c> {
     pub(super) warp: &'v mut Warp<'a>,
     pub(super) cluster: &'v mut Cluster<'c>,
     pub(super) mask: u32,
+    /// Who reads, if it is the warp's group.
+    pub(super) together: Option<Clock>,
 }
 
 fn message(fault: Fault) -> String {
@@ -55,7 +58,7 @@ impl Context for View<'_, '_, '_> {
 
     fn shared(&self, at: u32, bytes: usize) -> Result<&[u8], String> {
         let (rank, at) = self.cluster.place(self.warp.block, at).map_err(message)?;
-        let clock = (bytes != BARRIER).then_some(&self.warp.clock);
+        let clock = (bytes != BARRIER).then_some(self.together.as_ref().unwrap_or(&self.warp.clock));
         self.cluster.blocks[rank].shared.view(at, bytes, clock)
     }
 
