@@ -32,11 +32,12 @@ const DOORS: [&str; 18] = [
 ];
 
 /// Which crates of this workspace a crate may depend on. Backends know the core and not each other.
-const MAY_KNOW: [(&str, &[&str]); 10] = [
+const MAY_KNOW: [(&str, &[&str]); 11] = [
     ("landmark-attention-in-candle", &["landmark-core", "landmark-cuda"]),
     ("landmark-core", &[]),
     ("landmark-model", &["landmark-core"]),
     ("landmark-cuda", &["landmark-core"]),
+    ("landmark-wgpu", &["landmark-core"]),
     ("landmark-emulator", &[]),
     ("landmark-formats", &[]),
     ("landmark-data", &["landmark-formats"]),
@@ -54,7 +55,14 @@ const MAY_KNOW: [(&str, &[&str]); 10] = [
     ),
     (
         "landmark-tests",
-        &["landmark-core", "landmark-cuda", "landmark-data", "landmark-formats", "landmark-model"],
+        &[
+            "landmark-core",
+            "landmark-cuda",
+            "landmark-data",
+            "landmark-formats",
+            "landmark-model",
+            "landmark-wgpu",
+        ],
     ),
 ];
 

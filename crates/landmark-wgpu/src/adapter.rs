@@ -198,8 +198,7 @@ fn kind(device_type: DeviceType) -> &'static str {
 }
 
 /// Optional features that some kernel has a faster variant for.
-const FEATURES: [(wgpu::Features, &str); 2] =
-    [(wgpu::Features::SUBGROUP, "subgroups"), (wgpu::Features::TIMESTAMP_QUERY, "timestamps")];
+const FEATURES: [(wgpu::Features, &str); 1] = [(wgpu::Features::SUBGROUP, "subgroups")];
 
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());

@@ -53,7 +53,6 @@ pub(crate) struct Shared {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    #[allow(dead_code)]
     pub(crate) features: wgpu::Features,
     largest_binding: u64,
     /// How matrices of weights are kept, where that is not how they are written.

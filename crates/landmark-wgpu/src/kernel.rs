@@ -272,6 +272,16 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
         );
     }
 
+    /// Sums over the threads of a workgroup, `combine(v, thread)`, by subgroups where the device has them; and the entry
+    /// point, which calls `work(group, groups, thread)`.
+    pub(crate) fn combining(&mut self, has_subgroups: bool) {
+        if has_subgroups {
+            self.include(include_str!("shaders/combine_subgroups.wgsl"));
+        } else {
+            self.include(include_str!("shaders/combine.wgsl"));
+        }
+    }
+
     /// Text that several kernels share.
     pub(crate) fn include(&mut self, text: &str) {
         self.declarations.push_str(text);

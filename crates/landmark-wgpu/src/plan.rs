@@ -31,6 +31,9 @@ struct Dispatch {
 pub struct WgpuPlan {
     name: String,
     dispatches: Vec<Dispatch>,
+    runs: u64,
+    /// The commands of the next run.
+    ahead: Option<wgpu::CommandBuffer>,
 }
 
 /// A dispatch whose storage is not there yet.
@@ -104,6 +107,11 @@ impl<'a> Compiler<'a> {
     /// The error of a launcher that cannot serve an op as it was recorded.
     pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
         Error::Unsupported { op: self.op().name(), reason: reason.into() }
+    }
+
+    /// Whether the device has an optional feature.
+    pub(crate) fn has(&self, feature: wgpu::Features) -> bool {
+        self.shared.features.contains(feature)
     }
 
     pub(crate) fn largest_binding(&self) -> u64 {
@@ -352,7 +360,7 @@ impl<'a> Compiler<'a> {
         };
         let dispatches = self.pending.into_iter().map(bind).collect();
         shared.check()?;
-        Ok(WgpuPlan { name: self.program.name.clone(), dispatches })
+        Ok(WgpuPlan { name: self.program.name.clone(), dispatches, runs: 0, ahead: None })
     }
 }
 
@@ -387,7 +395,18 @@ impl WgpuPlan {
         self.dispatches.len()
     }
 
-    pub(crate) fn run(&self, shared: &Shared) {
+    /// Submits the program. From the second run on, the commands of the next one are encoded while the device is busy
+    /// with this one: a step of generation waits for nothing then but the device.
+    pub(crate) fn run(&mut self, shared: &Shared) {
+        let commands = self.ahead.take().unwrap_or_else(|| self.encode(shared));
+        shared.queue.submit([commands]);
+        self.runs += 1;
+        if self.runs > 1 {
+            self.ahead = Some(self.encode(shared));
+        }
+    }
+
+    fn encode(&self, shared: &Shared) -> wgpu::CommandBuffer {
         let label = wgpu::CommandEncoderDescriptor { label: Some(&self.name) };
         let mut encoder = shared.device.create_command_encoder(&label);
         {
@@ -399,6 +418,6 @@ impl WgpuPlan {
                 pass.dispatch_workgroups(x, y, z);
             }
         }
-        shared.queue.submit([encoder.finish()]);
+        encoder.finish()
     }
 }

@@ -58,6 +58,7 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         let mut k = Kernel::new("matvec", include_str!("../shaders/matvec.wgsl"));
         k.constant("ROWS", product.rows);
         k.constant("WORKGROUP", 64);
+        k.combining(c.has(wgpu::Features::SUBGROUP));
         k
     } else {
         Kernel::new("matmul", include_str!("../shaders/matmul.wgsl"))

@@ -6,19 +6,12 @@
 
 const COLUMNS: u32 = 4u;
 
-var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
-
 fn start_of(row: u32) -> u32 {
     // Behind the last row, the last one again: its result is not stored.
     return min(row, params.n - 1u) * params.k;
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn work(group: vec3<u32>, groups: vec3<u32>, thread: u32) {
     let col = COLUMNS * group_index(group, groups);
     if (col >= params.n) {
         return;
@@ -51,23 +44,15 @@ fn main(
         }
     }
     for (var row = 0u; row < ROWS; row++) {
-        partial[thread] = sums[row];
-        workgroupBarrier();
-        for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-            if (thread < half) {
-                partial[thread] += partial[thread + half];
-            }
-            workgroupBarrier();
-        }
+        let sum = combine(sums[row], thread);
         if (thread == 0u) {
             let valid = valid_of(col, params.n);
             let e = row * params.stride + params.first + col;
-            var value = params.scale * partial[0] + bias_quad(params.first + col, valid);
+            var value = params.scale * sum + bias_quad(params.first + col, valid);
             if (ADD) {
                 value += out_quad(e, valid);
             }
             out_put(e, value, valid);
         }
-        workgroupBarrier();
     }
 }
