@@ -141,6 +141,15 @@ impl Compiler<'_> {
         Some((of(keys)?, of(values)?))
     }
 
+    /// Whether nobody sees a tensor that the next `taken` ops write: it is scratch, and no later op reads it. Then launches
+    /// that take these ops need not write it.
+    pub(crate) fn is_passing(&self, tensor: Tensor, taken: usize) -> bool {
+        use landmark_core::ops::Access;
+        let reads =
+            |op: &Op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write);
+        self.info(tensor).place == Place::Scratch && !self.ahead()[taken..].iter().any(reads)
+    }
+
     /// Query heads of the attention over a ring of keys in this program.
     pub(crate) fn query_heads(&self, keys: Tensor) -> Option<usize> {
         self.program.ops().iter().find_map(|op| match op {
