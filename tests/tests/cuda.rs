@@ -77,7 +77,7 @@ fn losses<B: Backend>(backend: B, config: &ModelConfig, compute: DType, dropout:
             seed: [1, 2, t as u32, 0],
             scale: 1.0,
             regularisation: Regularisation { dropout, ..Regularisation::default() },
-            recompute: t > 4,
+            recompute: t > 2,
             blocks: Some((BLOCK, vec![0; BATCH])),
             positions: None,
         };
@@ -87,21 +87,24 @@ fn losses<B: Backend>(backend: B, config: &ModelConfig, compute: DType, dropout:
         engine.update(&Update { weight_decay: 0.1, max_norm: Some(1.0) }, hyper).unwrap();
         loss
     };
-    (1..=6).map(step).collect()
+    (1..=4).map(step).collect()
 }
 
 #[test]
 fn training_follows_the_cpu() {
     let Some(cuda) = cuda() else { return };
-    for (what, config, dropout) in
-        [("GPT", gpt(), 0.0), ("GPT with dropout", gpt(), 0.1), ("LLaMA", llama(), 0.0)]
-    {
-        for (compute, allowed) in [(DType::F32, 2e-5), (DType::Bf16, 5e-3), (DType::F16, 2e-3)] {
+    let (single, brain, half) = ((DType::F32, 2e-5), (DType::Bf16, 5e-3), (DType::F16, 2e-3));
+    for (what, config, dropout, types) in [
+        ("GPT", gpt(), 0.0, &[single, brain, half][..]),
+        ("GPT with dropout", gpt(), 0.1, &[single]),
+        ("LLaMA", llama(), 0.0, &[single, brain]),
+    ] {
+        for &(compute, allowed) in types {
             let expected = losses(Cpu::<f32>::new(), &config, compute, dropout);
             let found = losses(cuda.clone(), &config, compute, dropout);
             let worst = expected.iter().zip(&found).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max);
             assert!(worst < allowed, "{what} in {}: {found:?} instead of {expected:?}", compute.name());
-            assert!(expected[5] < expected[0] - 0.05, "{what}: nothing was learned: {expected:?}");
+            assert!(expected[3] < expected[0] - 0.05, "{what}: nothing was learned: {expected:?}");
             let again = losses(cuda.clone(), &config, compute, dropout);
             assert_eq!(found, again, "{what} in {}: two runs differ", compute.name());
         }
@@ -119,7 +122,9 @@ fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths:
         predict: PredictAt::of(config),
         lookups: false,
     };
-    let cache = CacheShape::Mem { blocks: 9, block: BLOCK, top_k: 2 };
+    // Every block is retrieved: in the first layer all landmarks are one token, so that old blocks are equal to the last
+    // bit, and which of them is taken is the backend's business.
+    let cache = CacheShape::Mem { blocks: 16, block: BLOCK, top_k: 16 };
     let room = Room { compute, ..settings.room(config, cache, lengths.len()) };
     let mut engine = Engine::with(backend, config.clone(), room, None, Paging::default()).unwrap();
     engine.initialise(5).unwrap();

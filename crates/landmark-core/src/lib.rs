@@ -20,6 +20,7 @@ pub mod ops;
 pub mod paging;
 pub mod plan;
 pub mod program;
+pub mod quantize;
 pub mod random;
 pub mod reverse;
 pub mod tensor;

@@ -253,7 +253,7 @@ impl Backend for Cuda {
             return Ok(());
         }
         if bytes.len() <= LARGEST {
-            return lock(&shared.staging).push(&shared.device, address, bytes);
+            return lock(&shared.staging).push(&shared.device, &arena.buffer, address, bytes);
         }
         let _turn = shared.turn()?;
         shared.device.upload(address, bytes)

@@ -219,14 +219,6 @@ impl Device {
         }
         self.synchronise()
     }
-
-    /// Copies within the device, in the stream's order.
-    pub(crate) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        // SAFETY: the caller's ranges lie in buffers that it holds.
-        unsafe {
-            check(sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream), "copying on the device")
-        }
-    }
 }
 
 impl Drop for Device {
@@ -417,25 +409,6 @@ impl Function {
             let what = format!("giving `{}` {bytes} bytes of shared memory", self.name);
             check(sys::cuFuncSetAttribute(self.handle, which, bytes as i32), &what)
         }
-    }
-
-    /// Blocks of `threads` with `shared` bytes that fit a multiprocessor at a time.
-    pub(crate) fn blocks_per_multiprocessor(&self, threads: u32, shared: u32) -> Result<u32> {
-        self.allow_shared(shared)?;
-        let mut blocks = 0;
-        // SAFETY: an integer to write.
-        unsafe {
-            check(
-                sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                    &mut blocks,
-                    self.handle,
-                    threads as i32,
-                    shared as usize,
-                ),
-                "asking for the occupancy",
-            )?;
-        }
-        Ok(blocks as u32)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::arena::{CudaArena, aligned, lay_out};
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
-use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch, TensorMap, TensorMapShape};
+use crate::driver::{Arg, Buffer, Event, Function, Graph, Launch};
 use crate::ops;
 use crate::paging::{Rings, Span};
 use landmark_core::ops::Op;
@@ -40,7 +40,6 @@ const NOWHERE: u64 = 1 << 40;
 pub(crate) enum Step {
     Kernel(Launch),
     Zero { address: u64, bytes: u64 },
-    Copy { from: u64, to: u64, bytes: u64 },
     Product(Box<Product>),
 }
 
@@ -142,6 +141,15 @@ impl Compiler<'_> {
         Some((of(keys)?, of(values)?))
     }
 
+    /// Whether nobody sees a tensor that the next `taken` ops write: it is scratch, and no later op reads it. Then launches
+    /// that take these ops need not write it.
+    pub(crate) fn is_passing(&self, tensor: Tensor, taken: usize) -> bool {
+        use landmark_core::ops::Access;
+        let reads =
+            |op: &Op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write);
+        self.info(tensor).place == Place::Scratch && !self.ahead()[taken..].iter().any(reads)
+    }
+
     /// Query heads of the attention over a ring of keys in this program.
     pub(crate) fn query_heads(&self, keys: Tensor) -> Option<usize> {
         self.program.ops().iter().find_map(|op| match op {
@@ -180,16 +188,6 @@ impl Compiler<'_> {
             return Ok(Kernel(None));
         }
         Ok(Kernel(Some(self.shared.kernels.module(&self.shared.device, file, &defines)?.function(function)?)))
-    }
-
-    /// Blocks of a kernel that fit a multiprocessor at a time. Only for choosing a grid; 1 in the first walk.
-    pub(crate) fn blocks_per_multiprocessor(
-        &self,
-        kernel: &Kernel,
-        threads: u32,
-        shared: u32,
-    ) -> Result<u32> {
-        kernel.0.as_ref().map_or(Ok(1), |f| f.blocks_per_multiprocessor(threads, shared))
     }
 
     /// `bytes` of memory for this op alone, undefined at the beginning, a multiple of 256. May be called several times.
@@ -272,11 +270,6 @@ impl Compiler<'_> {
         self.step(Step::Zero { address, bytes });
     }
 
-    /// Appends a copy on the device.
-    pub(crate) fn copy(&mut self, from: u64, to: u64, bytes: u64) {
-        self.step(Step::Copy { from, to, bytes });
-    }
-
     /// Appends a matrix product.
     pub(crate) fn product(&mut self, ask: Ask) -> Result<()> {
         if self.transient.is_some() {
@@ -294,11 +287,6 @@ impl Compiler<'_> {
             (Place::Scratch, Place::Scratch) => self.scratch.share(a, b),
             _ => false,
         }
-    }
-
-    /// Describes a tensor for the copy engine.
-    pub(crate) fn tensor_map(&self, shape: &TensorMapShape<'_>) -> Result<TensorMap> {
-        TensorMap::new(shape)
     }
 
     /// Two arguments by which a kernel reports an index of `tensor` that is not below `limit`: `u64 *status` and
@@ -411,7 +399,6 @@ impl CudaPlan {
         let issued = match step {
             Step::Kernel(launch) => launch.issue(device),
             Step::Zero { address, bytes } => device.zero(*address, *bytes),
-            Step::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
             Step::Product(product) => product.issue(device),
         };
         let issued = if shared.is_cautious { issued.and_then(|()| device.synchronise()) } else { issued };

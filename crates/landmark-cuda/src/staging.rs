@@ -4,7 +4,7 @@
 //! each; here they wait in pinned memory until the next run or read, and one launch stores all of them. Segments are
 //! used in turn, and each is used again only after its kernel has read it.
 
-use crate::driver::{Device, Event, Launch, Pinned};
+use crate::driver::{Buffer, Device, Event, Launch, Pinned};
 use landmark_core::Result;
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ pub(crate) struct Staging {
     segment: usize,
     used: usize,
     entries: Vec<Entry>,
+    /// What is written to, kept until the writes are launched: its owner may give it up before.
+    targets: Vec<Arc<Buffer>>,
     /// `apply_writes`, its arguments still to be set.
     apply: Launch,
 }
@@ -41,11 +43,17 @@ impl Staging {
         let memory = Pinned::new(device, SEGMENTS * SEGMENT, "inputs on their way to the device")?;
         let passed = (0..SEGMENTS).map(|_| Event::new()).collect::<Result<_>>()?;
         let entries = Vec::with_capacity(ENTRIES);
-        Ok(Staging { memory, passed, segment: 0, used: ENTRIES * ENTRY, entries, apply })
+        Ok(Staging { memory, passed, segment: 0, used: ENTRIES * ENTRY, entries, targets: Vec::new(), apply })
     }
 
-    /// Takes a write of at most [`LARGEST`] bytes.
-    pub(crate) fn push(&mut self, device: &Device, address: u64, bytes: &[u8]) -> Result<()> {
+    /// Takes a write of at most [`LARGEST`] bytes, into `target`.
+    pub(crate) fn push(
+        &mut self,
+        device: &Device,
+        target: &Arc<Buffer>,
+        address: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
         let end = address + bytes.len() as u64;
         let overlaps = |e: &Entry| e.address < end && address < e.address + u64::from(e.bytes);
         let is_full = self.used + bytes.len() > SEGMENT || self.entries.len() == ENTRIES;
@@ -55,6 +63,9 @@ impl Staging {
         }
         let start = self.segment * SEGMENT + self.used;
         self.memory.slice_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+        if self.targets.last().is_none_or(|last| !Arc::ptr_eq(last, target)) {
+            self.targets.push(target.clone());
+        }
         self.entries.push(Entry { address, offset: self.used as u32, bytes: bytes.len() as u32 });
         self.used = (self.used + bytes.len()).next_multiple_of(16);
         Ok(())
@@ -77,6 +88,7 @@ impl Staging {
         self.apply.issue(device)?;
         self.passed[self.segment].record(device)?;
         self.entries.clear();
+        self.targets.clear();
         self.segment = (self.segment + 1) % SEGMENTS;
         self.used = ENTRIES * ENTRY;
         self.passed[self.segment].wait()

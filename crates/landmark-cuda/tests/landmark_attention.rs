@@ -112,6 +112,31 @@ fn blocks_of_every_kind() {
     }
 }
 
+/// Sizes at which Hopper's gradients change their ways: tiles of 102 or 128 keys, warp groups of 64 rows, tiles that one warp
+/// group leaves out, rings that go round, keys of one warp in two blocks, heads of which one takes all of a thread block.
+#[test]
+fn gradients_around_every_boundary() {
+    let Some(cuda) = cuda() else { return };
+    for n in [2, 52, 64, 65, 103, 129, 193] {
+        check(cuda, &case([1, n, n, 1, 1, 128], 64, &[0]), DType::Bf16);
+        check(cuda, &case([1, n, n, 1, 1, 64], 51, &[13]), DType::Bf16);
+    }
+    for phase in [1, 15, 16, 47, 63] {
+        check(cuda, &case([1, 150, 150, 1, 1, 64], 64, &[phase]), DType::F16);
+    }
+    for block in [15, 31, 42, 127] {
+        check(cuda, &case([1, 197, 197, 1, 1, 64], block, &[7]), DType::Bf16);
+    }
+    for head_dim in [80, 256] {
+        check(cuda, &case([2, 140, 140, 4, 2, head_dim], 64, &[0, 40]), DType::F16);
+        check(cuda, &case([1, 70, 140, 3, 1, head_dim], 13, &[9]), DType::Bf16);
+    }
+    for (queries, keys) in [(5, 130), (70, 131), (129, 300)] {
+        check(cuda, &case([1, queries, keys, 2, 1, 64], 64, &[21]), DType::Bf16);
+    }
+    check(cuda, &case([1, 650, 700, 2, 1, 16], 51, &[50]), DType::F16);
+}
+
 /// The keys of a row may begin anywhere, also behind its queries.
 #[test]
 fn hidden_keys_with_tensor_cores() {

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Case, FLOATS, bytes, cuda, fits, values};
 use landmark_core::ops::{
-    AppendKv, Heads, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle,
+    AppendKv, CopyRows, Heads, LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, Rope, RopeStyle,
     SelectBlocks, Selection,
 };
 use landmark_core::testing::memory::{MemoryCase, cases};
@@ -151,7 +151,8 @@ fn clear_queries(step: &Step, dtype: DType, landmarks: &[f64]) -> Vec<f64> {
     qkv
 }
 
-fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>) {
+/// The case of a step whose inputs are exact in `dtype`, held in tensors of type `held`.
+fn step_case(step: &Step, dtype: DType, held: DType) -> (Case, impl Fn(&mut Recorder) + use<>) {
     let (step, m) = (step.clone(), step.memory);
     let d = m.head_dim;
     let (q_width, k_width) = (step.heads * d, m.kv_heads * d);
@@ -165,12 +166,14 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
         marks[((b * m.kv_heads + h) * m.slots() + slot) * d..][..d]
             .copy_from_slice(&key[(m.block - 1) * d..]);
     }
-    let marks = values(dtype, &bytes(dtype, &marks));
-    let keys = case.holding(dtype, ring, &ring_keys);
-    let values = case.normal(dtype, ring, 1.0);
-    let landmarks = case.holding(dtype, [m.batch, m.kv_heads, m.slots(), d], &marks);
+    let rounded = |x: &[f64]| values(dtype, &bytes(dtype, x));
+    let marks = rounded(&marks);
+    let keys = case.holding(held, ring, &rounded(&ring_keys));
+    let ring_values = case.holding(held, ring, &rounded(&normals(12, numel)));
+    let landmarks = case.holding(held, [m.batch, m.kv_heads, m.slots(), d], &marks);
     let qkv = clear_queries(&step, dtype, &marks);
-    let qkv = case.holding(dtype, [m.batch, step.tokens, q_width + 2 * k_width], &qkv);
+    let (width, of_qkv) = (q_width + 2 * k_width, [m.batch, step.tokens, q_width + 2 * k_width]);
+    let given = case.holding(held, of_qkv, &qkv);
     let places: Vec<f64> =
         (0..m.batch * step.tokens).map(|i| step.position(i / step.tokens, i % step.tokens) as f64).collect();
     let positions = case.holding(DType::I32, [m.batch * step.tokens], &places);
@@ -179,14 +182,18 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
     let counts = case.holding(DType::U32, [m.batch], &numbers(&step.counts));
     let turns: Vec<f64> = (0..d / 2).map(|i| frequency(i, d)).collect();
     let frequencies = case.holding(DType::F32, [d / 2], &turns);
-    let out = case.result(dtype, [m.batch, step.tokens, q_width]);
+    let out = case.result(held, [m.batch, step.tokens, q_width]);
     let of_choice = [m.batch, step.heads, step.tokens, m.top_k];
     let chosen = case.result(DType::U32, of_choice);
     let shares = step.shares.then(|| case.result(DType::F32, of_choice));
     let record = move |r: &mut Recorder| {
+        // As in a model, the projections are scratch: nobody sees whether they were turned in place.
+        let qkv = r.scratch("qkv", held, of_qkv);
+        let (from, to, rows) = (Cols::all(given, width), Cols::all(qkv, width), step.tokens);
+        r.push(CopyRows { from, from_row: 0, to, add: false, to_row: 0, rows });
         let cols = |start, width| Cols { tensor: qkv, start, width };
         let (q, k, v) = (cols(0, q_width), cols(q_width, k_width), cols(q_width + k_width, k_width));
-        let turned = Cols::all(r.scratch("k.turned", dtype, [m.batch, step.tokens, k_width]), k_width);
+        let turned = Cols::all(r.scratch("k.turned", held, [m.batch, step.tokens, k_width]), k_width);
         let rope =
             |x, out| Rope { x, positions, frequencies, style: step.style, head_dim: d, inverse: false, out };
         r.push(rope(q, q));
@@ -220,7 +227,7 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
             k: turned,
             v,
             keys,
-            values,
+            values: ring_values,
             lengths,
             chosen: Some(chosen),
             frequencies,
@@ -230,7 +237,7 @@ fn step_case(step: &Step, dtype: DType) -> (Case, impl Fn(&mut Recorder) + use<>
             shares,
             out,
         });
-        r.push(AppendKv { memory: m, skip: 0, k, v, lengths, counts, keys, values, landmarks });
+        r.push(AppendKv { memory: m, skip: 0, k, v, lengths, counts, keys, values: ring_values, landmarks });
     };
     (case, record)
 }
@@ -349,38 +356,70 @@ fn long_steps() -> Vec<Step> {
     ]
 }
 
-#[test]
-fn steps_of_a_few_tokens() {
+/// The largest error of the device over what is allowed: twice that of naive code in the same precision, both against
+/// exact arithmetic on the same inputs. What is copied or chosen must be the same.
+fn step_error(cuda: &Cuda, step: &Step, dtype: DType, bug: impl Fn(&mut Op) -> bool) -> f64 {
+    let (exact, record) = step_case(step, dtype, DType::F32);
+    let program = exact.program(record);
+    let written = exact.written(&program);
+    let oracle = exact.run_cpu::<f64>(&program, &written);
+    let (case, record) = step_case(step, dtype, dtype);
+    let mut program = case.program(record);
+    let naive = case.run_cpu::<f32>(&program, &written);
+    alter(&mut program, &bug);
+    let [first, second] = case.run_cuda(cuda, &program, &written);
+    let mut largest = 0.0_f64;
+    for (i, tensor) in written.iter().enumerate() {
+        let info = case.layout.info(*tensor);
+        assert!(first[i] == second[i], "{}, `{}`: two runs differ", case.name, info.name);
+        let found = values(info.dtype, &first[i]);
+        let error = worst(&oracle[i], &found);
+        // Shares are f32, of scores that are not.
+        let unit = if info.dtype.is_float() { common::rounding(dtype) } else { 0.0 };
+        let permitted = allowed(&oracle[i], &naive[i], unit / 4.0);
+        let ratio = if error == 0.0 { 0.0 } else { error / permitted };
+        if !fits(ratio) {
+            println!("{}, `{}`: error {error:e}, allowed {permitted:e}", case.name, info.name);
+        }
+        largest = if ratio > largest || ratio.is_nan() { ratio } else { largest };
+    }
+    largest
+}
+
+fn check_steps(steps: &[Step]) {
     let Some(cuda) = cuda() else { return };
+    let mut bad = Vec::new();
     for dtype in FLOATS {
-        for step in short_steps() {
-            let (case, record) = step_case(&step, dtype);
-            case.check(cuda, record);
+        for step in steps {
+            let ratio = step_error(cuda, step, dtype, |_| false);
+            if !fits(ratio) {
+                bad.push(format!("{ratio} times the error that is allowed: {step:?} in {}", dtype.name()));
+            }
         }
     }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn steps_of_a_few_tokens() {
+    check_steps(&short_steps());
 }
 
 #[test]
 fn long_chunks() {
-    let Some(cuda) = cuda() else { return };
-    for dtype in FLOATS {
-        for step in long_steps() {
-            let (case, record) = step_case(&step, dtype);
-            case.check(cuda, record);
-        }
-    }
+    check_steps(&long_steps());
 }
 
 #[test]
 fn a_step_with_a_planted_bug_is_found() {
     let Some(cuda) = cuda() else { return };
     for step in [&short_steps()[0], &long_steps()[0]] {
-        let (case, record) = step_case(step, DType::Bf16);
+        // With so few blocks the two origins differ, and so the place of the unfinished one.
+        let few = Step { lengths: vec![64 * 2 + 5], ..step.clone() };
         let bug = plant!(Op::RetrievalAttention(op) => op.memory.origin = Origin::BlocksRetrieved);
-        let worse = Step { lengths: vec![64 * 2], ..step.clone() };
-        let (few, record_few) = step_case(&worse, DType::Bf16);
-        assert!(fits(case.compare(cuda, record, |_| false)));
-        assert!(!fits(few.compare(cuda, record_few, bug)));
+        assert!(!fits(step_error(cuda, &few, DType::Bf16, bug)));
+        let bug = plant!(Op::LandmarkScores(op) => op.style = RopeStyle::Pairs);
+        assert!(!fits(step_error(cuda, step, DType::Bf16, bug)));
     }
 }
 

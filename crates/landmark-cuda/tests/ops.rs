@@ -408,6 +408,19 @@ fn writes_of_any_size_and_place_arrive_in_order() {
     assert!(matches!(now(cuda.read_at(&arena, small, 30..40)), Err(Error::Size { .. })));
 }
 
+/// What waits to be written to tensors that nobody has any more goes nowhere else.
+#[test]
+fn writes_outlive_their_tensors() {
+    let Some(cuda) = cuda() else { return };
+    let mut case = Case::new("given up");
+    let tensor = case.normal(F32, [64], 1.0);
+    for round in 0..4_u8 {
+        let mut arena = cuda.allocate(&case.layout).unwrap();
+        assert!(now(cuda.read(&arena, tensor)).unwrap().iter().all(|&byte| byte == 0), "round {round}");
+        cuda.write(&mut arena, tensor, &[round + 1; 256]).unwrap();
+    }
+}
+
 /// The checks above are seen to fail.
 #[test]
 fn planted_bugs_are_seen() {

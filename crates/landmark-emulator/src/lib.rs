@@ -6,7 +6,8 @@
 //! some threads never reach, a result that is used before it was waited for, are errors that name the kernel, the
 //! line of PTX, the block and the thread.
 //!
-//! Made as a shared library; `libcuda.so.1` and `libcublasLt.so.13` are symbolic links to it.
+//! Made as a shared library; `libcuda.so` and `libcublasLt.so` are symbolic links to it (not `libcuda.so.1`, which NVRTC
+//! opens by itself to ask for functions that are not public).
 //!
 //! - [`ptx`] reads the text.
 //! - [`machine`] runs it.

@@ -5,6 +5,7 @@
 
 use crate::Wgpu;
 use crate::device::Shared;
+use landmark_core::quantize::Bits;
 use std::sync::Arc;
 use wgpu::{Backends, DeviceType, Limits};
 
@@ -36,6 +37,9 @@ pub struct Options {
     pub baseline: bool,
     /// Bytes of a tensor above which it is split, where that is less than the device's own limit.
     pub largest_binding: Option<u64>,
+    /// Matrices of weights are kept in blocks of so many bits ([`landmark_core::quantize`]), whatever they are
+    /// written in.
+    pub weights: Option<Bits>,
 }
 
 /// What is known of an adapter.
@@ -194,8 +198,7 @@ fn kind(device_type: DeviceType) -> &'static str {
 }
 
 /// Optional features that some kernel has a faster variant for.
-const FEATURES: [(wgpu::Features, &str); 2] =
-    [(wgpu::Features::SUBGROUP, "subgroups"), (wgpu::Features::TIMESTAMP_QUERY, "timestamps")];
+const FEATURES: [(wgpu::Features, &str); 1] = [(wgpu::Features::SUBGROUP, "subgroups")];
 
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
@@ -279,7 +282,7 @@ impl Wgpu {
             reason: e.to_string(),
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
-        Ok(Wgpu { shared: Arc::new(Shared::new(device, queue, info, options.largest_binding)) })
+        Ok(Wgpu { shared: Arc::new(Shared::new(device, queue, info, options)) })
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! A tensor that is larger than a binding may be is split by rows. Kernels whose operand may be that large (the
 //! weights of products, embeddings) are launched once a piece; all others ask for tensors in one piece.
+//!
+//! Matrices of weights may be kept in blocks of 8 or 4 bits: a backend that is opened so quantises what is written to
+//! them, and gives back rounded values when they are read. Nobody else has to know.
 
 use crate::device::{Shared, padded};
 use landmark_core::program::Info;
+use landmark_core::quantize::{BLOCK, Bits};
 use landmark_core::{Error, Layout, Result, Tensor};
 use std::ops::Range;
 
@@ -16,6 +20,8 @@ pub(crate) struct Piece {
     /// How many.
     pub(crate) rows: usize,
     pub(crate) buffer: wgpu::Buffer,
+    /// Scales of a quantised tensor, whose codes are in `buffer`.
+    pub(crate) scales: Option<wgpu::Buffer>,
 }
 
 /// Buffers of the persistent tensors.
@@ -23,16 +29,23 @@ pub(crate) struct Piece {
 pub struct WgpuArena {
     pub(crate) layout: Layout,
     tensors: Vec<Vec<Piece>>,
+    /// How matrices of weights are kept.
+    weights: Option<Bits>,
 }
 
 impl WgpuArena {
     pub(crate) fn new(shared: &Shared, layout: &Layout) -> Result<Self> {
         let tensors = layout.tensors().iter().map(|info| allocate(shared, info)).collect::<Result<_>>()?;
-        Ok(WgpuArena { layout: layout.clone(), tensors })
+        Ok(WgpuArena { layout: layout.clone(), tensors, weights: shared.weights })
     }
 
     pub(crate) fn pieces(&self, tensor: Tensor) -> &[Piece] {
         &self.tensors[tensor.index()]
+    }
+
+    /// The bits that a tensor is kept in, if it is quantised.
+    pub(crate) fn bits(&self, tensor: Tensor) -> Option<Bits> {
+        self.weights.filter(|_| is_quantised(self.layout.info(tensor)))
     }
 
     /// The bytes of some elements, piece by piece: number of the piece, bytes in it, and where they lie among those
@@ -68,25 +81,37 @@ impl WgpuArena {
     }
 }
 
+/// Whether a tensor is a matrix of weights, whose rows are whole blocks.
+fn is_quantised(info: &Info) -> bool {
+    let dims = info.shape.dims();
+    dims.len() == 2
+        && dims[1].is_multiple_of(BLOCK)
+        && info.dtype.is_float()
+        && info.name.ends_with(".weight")
+}
+
 fn allocate(shared: &Shared, info: &Info) -> Result<Vec<Piece>> {
-    let (rows, row) = (info.shape.rows(), info.shape.cols() * info.dtype.size());
-    let bytes = info.bytes() as u64;
-    if padded(bytes) <= shared.largest_binding() {
-        return Ok(vec![Piece { first: 0, rows, buffer: shared.buffer(bytes, &info.name)? }]);
+    let (rows, cols) = (info.shape.rows(), info.shape.cols());
+    let bits = shared.weights.filter(|_| is_quantised(info));
+    let row = bits.map_or(cols * info.dtype.size(), |bits| cols / BLOCK * bits.code_bytes());
+    let piece = |first: usize, rows: usize| {
+        let buffer = shared.buffer((rows * row) as u64, &info.name)?;
+        let scales = bits.map(|_| shared.buffer((rows * cols / BLOCK * 2) as u64, &info.name)).transpose()?;
+        Ok(Piece { first, rows, buffer, scales })
+    };
+    if padded((rows * row) as u64) <= shared.largest_binding() {
+        return Ok(vec![piece(0, rows)?]);
     }
     // An even number of rows, so that no piece ends inside a word.
     let most = (shared.largest_binding() / row.max(1) as u64 / 2 * 2) as usize;
     if most == 0 {
         return Err(Error::Device(format!(
-            "{} is too small: a row of `{}` takes {row} bytes, a binding {}",
+            "{} is too small: two rows of `{}` take {} bytes, a binding {}",
             shared.info.name,
             info.name,
+            2 * row,
             shared.largest_binding()
         )));
     }
-    let piece = |first: usize| {
-        let rows = most.min(rows - first);
-        Ok(Piece { first, rows, buffer: shared.buffer((rows * row) as u64, &info.name)? })
-    };
-    (0..rows).step_by(most).map(piece).collect()
+    (0..rows).step_by(most).map(|first| piece(first, most.min(rows - first))).collect()
 }

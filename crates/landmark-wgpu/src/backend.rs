@@ -5,7 +5,9 @@ use crate::arena::WgpuArena;
 use crate::device::{Shared, lock};
 use crate::plan::{self, WgpuPlan};
 use crate::readback::{Copy, read};
-use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
+use half::{bf16, f16};
+use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, quantize};
+use landmark_core::{Backend, DType, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,7 +37,77 @@ impl Wgpu {
         self.shared.sources()
     }
 
+    /// Quantises whole blocks that are written to a matrix of weights.
+    fn write_quantised(
+        &self,
+        arena: &WgpuArena,
+        tensor: Tensor,
+        bits: Bits,
+        start: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let info = arena.layout.info(tensor);
+        for (piece, within, at) in arena.spans(tensor, start..start + bytes.len())? {
+            let (size, Some(scales)) = (info.dtype.size(), &piece.scales) else { continue };
+            let (first, count) = (within.start / size, within.len() / size);
+            let is_last = first + count == piece.rows * info.shape.cols();
+            // Two scales share a word.
+            if !first.is_multiple_of(2 * BLOCK) || !(count.is_multiple_of(2 * BLOCK) || is_last) {
+                return Err(Error::Unsupported {
+                    op: "write",
+                    reason: format!("parts of rows of `{}`, which is quantised", info.name),
+                });
+            }
+            let values = floats(info.dtype, &bytes[at..][..within.len()]);
+            let mut quantized = quantize(&values, bits);
+            if !quantized.scales.len().is_multiple_of(2) {
+                quantized.scales.push(f16::ZERO);
+            }
+            let words: Vec<u8> = quantized.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            let block = first / BLOCK;
+            self.shared.queue.write_buffer(
+                &piece.buffer,
+                (block * bits.code_bytes()) as u64,
+                &quantized.codes,
+            );
+            self.shared.queue.write_buffer(scales, 2 * block as u64, &words);
+        }
+        Ok(())
+    }
+
+    /// The values that a quantised matrix stands for, in its element type.
+    async fn read_quantised(
+        &self,
+        arena: &WgpuArena,
+        tensor: Tensor,
+        bits: Bits,
+        bytes: Range<usize>,
+    ) -> Result<Vec<u8>> {
+        let (info, mut whole) = (arena.layout.info(tensor), Vec::new());
+        arena.spans(tensor, bytes.clone())?;
+        for piece in arena.pieces(tensor) {
+            let Some(scales) = &piece.scales else { continue };
+            let blocks = piece.rows * info.shape.cols() / BLOCK;
+            let code_bytes = blocks * bits.code_bytes();
+            let scale_bytes = (2 * blocks).next_multiple_of(4);
+            let copies = [
+                Copy { buffer: &piece.buffer, first: 0, bytes: code_bytes as u64 },
+                Copy { buffer: scales, first: 0, bytes: scale_bytes as u64 },
+            ];
+            let read = read(&self.shared, &copies).await?;
+            let (codes, scales) = read.split_at(code_bytes);
+            let scales =
+                scales.chunks_exact(2).take(blocks).map(|s| f16::from_le_bytes([s[0], s[1]])).collect();
+            let values = dequantize(&Quantized { codes: codes.to_vec(), scales }, bits);
+            whole.extend(in_type(info.dtype, &values));
+        }
+        Ok(whole[bytes].to_vec())
+    }
+
     async fn read_bytes(&self, arena: &WgpuArena, tensor: Tensor, bytes: Range<usize>) -> Result<Vec<u8>> {
+        if let Some(bits) = arena.bits(tensor) {
+            return self.read_quantised(arena, tensor, bits, bytes).await;
+        }
         let mut whole = Vec::with_capacity(bytes.len());
         let spans = arena.spans(tensor, bytes)?;
         // Copies are of whole words.
@@ -54,6 +126,25 @@ impl Wgpu {
             at += copy.bytes as usize;
         }
         Ok(whole)
+    }
+}
+
+/// The floats that bytes of this type hold.
+fn floats(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        DType::Bf16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        DType::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// Floats as bytes of this type.
+fn in_type(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 
@@ -85,7 +176,12 @@ impl Backend for Wgpu {
         if !bytes.len().is_multiple_of(size) || end > info.bytes() {
             return Err(error());
         }
-        for (piece, within, at) in arena.spans(tensor, start..end)? {
+        let bits = arena.bits(tensor);
+        if let Some(bits) = bits {
+            self.write_quantised(arena, tensor, bits, start, bytes)?;
+        }
+        let spans = if bits.is_none() { arena.spans(tensor, start..end)? } else { Vec::new() };
+        for (piece, within, at) in spans {
             let bytes = &bytes[at..][..within.len()];
             // Whole words are written; a half element that shares its word with another can only be the last of all.
             let is_last = within.end as u64 + 2 > piece.buffer.size() || end == info.bytes();

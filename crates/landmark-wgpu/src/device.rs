@@ -5,8 +5,9 @@
 //! next returns it. Running out of memory is caught by a scope around each allocation, which on a native device
 //! answers at once and in a browser when it is waited for.
 
-use crate::adapter::AdapterInfo;
+use crate::adapter::{AdapterInfo, Options};
 use crate::kernel::Entry;
+use landmark_core::quantize::Bits;
 use landmark_core::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
@@ -52,9 +53,10 @@ pub(crate) struct Shared {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    #[allow(dead_code)]
     pub(crate) features: wgpu::Features,
     largest_binding: u64,
+    /// How matrices of weights are kept, where that is not how they are written.
+    pub(crate) weights: Option<Bits>,
     /// One word a check: the largest index out of range, plus 1.
     pub(crate) status: wgpu::Buffer,
     checks: Mutex<Vec<IndexCheck>>,
@@ -92,7 +94,7 @@ impl Shared {
         device: wgpu::Device,
         queue: wgpu::Queue,
         info: AdapterInfo,
-        largest_binding: Option<u64>,
+        options: &Options,
     ) -> Self {
         let failure: Arc<Mutex<Option<Error>>> = Arc::default();
         let keep = {
@@ -122,7 +124,7 @@ impl Shared {
             mapped_at_creation: false,
         });
         let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let largest_binding = largest_binding.unwrap_or(u64::MAX).min(largest) / 256 * 256;
+        let largest_binding = options.largest_binding.unwrap_or(u64::MAX).min(largest) / 256 * 256;
         Shared {
             device,
             queue,
@@ -130,6 +132,7 @@ impl Shared {
             limits,
             features,
             largest_binding,
+            weights: options.weights,
             status,
             checks: Mutex::default(),
             failure,

@@ -6,6 +6,8 @@
 //!
 //! - `x_quad(e, valid)`: elements `e .. e + 4` as `vec4<f32>`, zero from number `valid` on;
 //! - `x_one(e)`: one element; `x_at(e)` for integers, and `x_set(e, v)`;
+//! - `x_load(e, valid)`, `x_part(w, i)`, `x_scale(e)`: 16 bytes at a time of weights, part `i` of them as elements
+//!   `e + 4i .. e + 4i + 4`, and the scale that they share; `x_PARTS` parts make a chunk;
 //! - `x_put(e, v, valid)`: writes elements `e .. e + valid`; `x_put_one(e, v)` writes one.
 //!
 //! How these touch memory depends on the *alignment* that the launcher promises: 4 when every `e` is a multiple of 4
@@ -20,6 +22,7 @@
 
 use landmark_core::DType;
 use landmark_core::ops::RopeStyle;
+use landmark_core::quantize::Bits;
 use std::fmt::Write;
 
 /// Kind of a binding.
@@ -168,6 +171,66 @@ impl Kernel {
         self.bound.push(Bound { entry, resource, bytes: None });
     }
 
+    /// Weights in blocks of 8 or 4 bits, read by elements or in chunks. See [`landmark_core::quantize`].
+    pub(crate) fn quantised(&mut self, name: &str, bits: Bits, codes: Resource, scales: Resource) {
+        self.raw(name, "vec4<u32>", Entry::Read, codes);
+        self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
+        // A chunk of 16 bytes holds 16 or 32 elements, a block of 32 two chunks or one.
+        let (shift, parts, word, code) = match bits {
+            Bits::Eight => (4, 4, "w[i]", "unpack_q8(word)"),
+            Bits::Four => (5, 8, "w[i >> 1u] >> (16u * (i & 1u))", "unpack_q4(word)"),
+        };
+        let _ = write!(
+            self.declarations,
+            "const {name}_PARTS: u32 = {parts}u;
+fn {name}_scale(e: u32) -> f32 {{ return unpack_f16({name}_scales[e >> 6u])[(e >> 5u) & 1u]; }}
+fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> {shift}u]; }}
+fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ let word = {word}; return {code}; }}
+fn {name}_quad(e: u32, valid: u32) -> vec4<f32> {{
+    return {name}_scale(e) * {name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS);
+}}
+"
+        );
+    }
+
+    /// An operand read in chunks of 16 bytes where rows are whole chunks, else in quads.
+    pub(crate) fn chunks(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        alignment: usize,
+        has_octs: bool,
+        resource: Resource,
+    ) {
+        let kind = match dtype {
+            DType::Bf16 if has_octs => "bf16",
+            DType::F16 if has_octs => "f16",
+            _ => {
+                self.storage(name, dtype, alignment, Entry::Read, resource);
+                let _ = write!(
+                    self.declarations,
+                    "const {name}_PARTS: u32 = 1u;
+fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
+fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return bitcast<vec4<u32>>({name}_quad(e, valid)); }}
+fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return bitcast<vec4<f32>>(w); }}
+"
+                );
+                return;
+            }
+        };
+        self.raw(name, "vec4<u32>", Entry::Read, resource);
+        let _ = write!(
+            self.declarations,
+            "const {name}_PARTS: u32 = 2u;
+fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
+fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> 3u]; }}
+fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
+    return vec4<f32>(unpack_{kind}(w[2u * i]), unpack_{kind}(w[2u * i + 1u]));
+}}
+"
+        );
+    }
+
     /// An operand that no accessor fits.
     pub(crate) fn raw(&mut self, name: &str, element: &str, entry: Entry, resource: Resource) {
         let binding = self.bound.len() + 1;
@@ -207,6 +270,16 @@ impl Kernel {
              fn {name}_put(e: u32, v: vec4<f32>, valid: u32) {{ }}\n\
              fn {name}_put_one(e: u32, v: f32) {{ }}\n"
         );
+    }
+
+    /// Sums over the threads of a workgroup, `combine(v, thread)`, by subgroups where the device has them; and the entry
+    /// point, which calls `work(group, groups, thread)`.
+    pub(crate) fn combining(&mut self, has_subgroups: bool) {
+        if has_subgroups {
+            self.include(include_str!("shaders/combine_subgroups.wgsl"));
+        } else {
+            self.include(include_str!("shaders/combine.wgsl"));
+        }
     }
 
     /// Text that several kernels share.

@@ -1,8 +1,8 @@
 //! The wgpu backend: recorded programs on any GPU that speaks Vulkan, Metal or DX12, and in a browser with WebGPU.
 //!
 //! One shader an op, under the op's name (`shaders/`), written in WGSL against accessors that are generated for the
-//! element types at hand ([`kernel`]); one launcher an op (`ops/`) that turns it into dispatches. A program becomes
-//! one compute pass whose pipelines and bind groups are made when it is compiled ([`plan`]); running it encodes and
+//! element types at hand (`kernel.rs`); one launcher an op (`ops/`) that turns it into dispatches. A program becomes
+//! one compute pass whose pipelines and bind groups are made when it is compiled (`plan.rs`); running it encodes and
 //! submits, and nothing else.
 //!
 //! Everything works on WebGPU's default limits without optional features: eight storage buffers a stage, 16 KiB of

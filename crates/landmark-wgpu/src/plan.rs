@@ -11,6 +11,7 @@ use crate::ops;
 use landmark_core::ops::{Op, Operation};
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
+use landmark_core::quantize::Bits;
 use landmark_core::{DType, Error, Program, Result, Shape, Tensor};
 
 /// Parameters of dispatches start at multiples of this: the strictest alignment that WebGPU allows a device to ask for.
@@ -30,6 +31,9 @@ struct Dispatch {
 pub struct WgpuPlan {
     name: String,
     dispatches: Vec<Dispatch>,
+    runs: u64,
+    /// The commands of the next run.
+    ahead: Option<wgpu::CommandBuffer>,
 }
 
 /// A dispatch whose storage is not there yet.
@@ -46,6 +50,8 @@ pub(crate) struct Part {
     pub(crate) first: usize,
     pub(crate) rows: usize,
     pub(crate) resource: Resource,
+    /// Bits and scales of weights that are quantised.
+    pub(crate) quantised: Option<(Bits, Resource)>,
 }
 
 /// What launchers work with.
@@ -103,6 +109,11 @@ impl<'a> Compiler<'a> {
         Error::Unsupported { op: self.op().name(), reason: reason.into() }
     }
 
+    /// Whether the device has an optional feature.
+    pub(crate) fn has(&self, feature: wgpu::Features) -> bool {
+        self.shared.features.contains(feature)
+    }
+
     pub(crate) fn largest_binding(&self) -> u64 {
         self.shared.largest_binding()
     }
@@ -114,27 +125,23 @@ impl<'a> Compiler<'a> {
             Place::Scratch => {
                 let slot =
                     self.plan.slot(tensor).ok_or_else(|| self.unsupported("a tensor without storage"))?;
-                Ok(vec![Part { first: 0, rows, resource: Resource::Scratch(slot) }])
+                Ok(vec![Part { first: 0, rows, resource: Resource::Scratch(slot), quantised: None }])
             }
             Place::Persistent(owner) => {
                 let pieces = self.arena.pieces(owner);
-                if let [piece] = pieces {
-                    return Ok(vec![Part {
-                        first: 0,
-                        rows,
-                        resource: Resource::Buffer(piece.buffer.clone()),
-                    }]);
-                }
-                if self.arena.layout.info(owner).shape.cols() != info.shape.cols() {
+                let is_whole = pieces.len() == 1 && pieces[0].scales.is_none();
+                if !is_whole && self.arena.layout.info(owner).shape.cols() != info.shape.cols() {
                     return Err(self.unsupported(format!(
-                        "`{}` is larger than a binding of this device and is seen with other rows",
+                        "`{}` is quantised or larger than a binding of this device, and is seen with other rows",
                         info.name
                     )));
                 }
+                let bits = self.arena.bits(owner);
                 let part = |piece: &crate::arena::Piece| Part {
                     first: piece.first,
-                    rows: piece.rows.min(rows - piece.first),
+                    rows: if is_whole { rows } else { piece.rows.min(rows - piece.first) },
                     resource: Resource::Buffer(piece.buffer.clone()),
+                    quantised: bits.zip(piece.scales.clone().map(Resource::Buffer)),
                 };
                 Ok(pieces.iter().filter(|piece| piece.first < rows).map(part).collect())
             }
@@ -144,6 +151,12 @@ impl<'a> Compiler<'a> {
     /// Where a tensor in one piece lies.
     fn whole(&self, tensor: Tensor) -> Result<Resource> {
         let mut parts = self.parts(tensor)?;
+        if parts.iter().any(|part| part.quantised.is_some()) {
+            let name = &self.info(tensor).name;
+            return Err(
+                self.unsupported(format!("`{name}` is quantised, which only products and embeddings read"))
+            );
+        }
         if parts.len() == 1 {
             return Ok(parts.remove(0).resource);
         }
@@ -188,7 +201,19 @@ impl<'a> Compiler<'a> {
         part: &Part,
         alignment: usize,
     ) {
-        k.storage(name, self.dtype(tensor), alignment, Entry::Read, part.resource.clone());
+        match &part.quantised {
+            None => k.storage(name, self.dtype(tensor), alignment, Entry::Read, part.resource.clone()),
+            Some((bits, scales)) => k.quantised(name, *bits, part.resource.clone(), scales.clone()),
+        }
+    }
+
+    /// The same in chunks of 16 bytes, for kernels that read a lot: `x_load`, `x_part` and `x_scale`.
+    pub(crate) fn read_chunks(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
+        let (dtype, cols) = (self.dtype(tensor), self.cols(tensor));
+        match &part.quantised {
+            Some((bits, scales)) => k.quantised(name, *bits, part.resource.clone(), scales.clone()),
+            None => k.chunks(name, dtype, alignment(&[cols]), cols.is_multiple_of(8), part.resource.clone()),
+        }
     }
 
     /// Binds a tensor to be written, or read and written.
@@ -335,7 +360,7 @@ impl<'a> Compiler<'a> {
         };
         let dispatches = self.pending.into_iter().map(bind).collect();
         shared.check()?;
-        Ok(WgpuPlan { name: self.program.name.clone(), dispatches })
+        Ok(WgpuPlan { name: self.program.name.clone(), dispatches, runs: 0, ahead: None })
     }
 }
 
@@ -370,7 +395,18 @@ impl WgpuPlan {
         self.dispatches.len()
     }
 
-    pub(crate) fn run(&self, shared: &Shared) {
+    /// Submits the program. From the second run on, the commands of the next one are encoded while the device is busy
+    /// with this one: a step of generation waits for nothing then but the device.
+    pub(crate) fn run(&mut self, shared: &Shared) {
+        let commands = self.ahead.take().unwrap_or_else(|| self.encode(shared));
+        shared.queue.submit([commands]);
+        self.runs += 1;
+        if self.runs > 1 {
+            self.ahead = Some(self.encode(shared));
+        }
+    }
+
+    fn encode(&self, shared: &Shared) -> wgpu::CommandBuffer {
         let label = wgpu::CommandEncoderDescriptor { label: Some(&self.name) };
         let mut encoder = shared.device.create_command_encoder(&label);
         {
@@ -382,6 +418,6 @@ impl WgpuPlan {
                 pass.dispatch_workgroups(x, y, z);
             }
         }
-        shared.queue.submit([encoder.finish()]);
+        encoder.finish()
     }
 }

@@ -129,7 +129,7 @@ fn weights_larger_than_a_binding_are_split() {
     let mut layout = Layout::new();
     layout.add("row", DType::F32, [2, 4000]);
     let message = small.allocate(&layout).map(|_| ()).unwrap_err().to_string();
-    assert!(message.contains("a row of `row` takes 16000 bytes"), "{message}");
+    assert!(message.contains("two rows of `row` take 32000 bytes"), "{message}");
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 mod common;
 
-use common::{compare_on_all, devices, values};
-use landmark_core::Backend;
+use common::{compare_on_all, device, devices, tolerance, values};
+use landmark_core::lockstep::compare;
+use landmark_core::ops::{Op, RopeStyle, Selection};
 use landmark_core::testing::memory::cases;
-use landmark_core::testing::{u32_bytes, worst};
+use landmark_core::testing::{Planted, u32_bytes, worst};
+use landmark_core::{Backend, plant};
 
 #[test]
 fn every_chunk_of_every_case_agrees_with_the_definition() {
@@ -52,5 +54,41 @@ fn in_lockstep_every_op_follows_the_oracle() {
             }
             case.remember(&mut histories, &chunk);
         }
+    }
+}
+
+/// Each check above has been seen to fail: a bug in one op shows in lockstep at that op.
+#[test]
+fn planted_bugs_are_seen() {
+    type Plant = fn(&mut Op) -> bool;
+    let bugs: [(&str, &str, Plant); 5] = [
+        ("LandmarkScores", "each token", plant!(Op::LandmarkScores(op) => op.style = RopeStyle::Halves)),
+        (
+            "SelectBlocks",
+            "each token",
+            plant!(Op::SelectBlocks(op) => op.selection = Selection::MaxOverTokens),
+        ),
+        ("RetrievalAttention", "max over heads", plant!(Op::RetrievalAttention(op) => op.chosen = None)),
+        ("RetrievalAttention", "cut off", plant!(Op::RetrievalAttention(op) => op.miss_cutoff = None)),
+        (
+            "AppendKv",
+            "max over tokens",
+            plant!(Op::AppendKv(op) => std::mem::swap(&mut op.keys, &mut op.values)),
+        ),
+    ];
+    for (name, of, plant) in bugs {
+        let case = cases().into_iter().find(|c| c.name.contains(of)).expect("a case");
+        let (tensors, mut histories) = (case.tensors(), case.histories());
+        let backend = Planted { inner: device().clone(), plant };
+        let mut found = None;
+        for index in 0..case.chunks.len() {
+            let chunk = case.chunk(index);
+            let mut inputs = case.prepare(&tensors, &histories);
+            inputs.extend(case.feed(&tensors, &histories, &chunk));
+            let program = case.record(&tensors, chunk.tokens);
+            found = found.or(pollster::block_on(compare(&program, &backend, &inputs, tolerance)).unwrap());
+            case.remember(&mut histories, &chunk);
+        }
+        assert_eq!(found.expect("a divergence").name, name);
     }
 }

@@ -5,10 +5,10 @@
 // writes the gradient and finds the row in the L2 cache. Gradients are stored as softmax - onehot, of size one, so that
 // no half type rounds them to nothing; the factor scale / targets, known on the device only, is the products' alpha.
 //
-// LOGIT_T: element type of the logits. VOCAB; STRIDE: elements from row to row, a multiple of 8.
+// LOGIT_T: element type of the logits. ROW_THREADS. VOCAB; STRIDE: elements from row to row, a multiple of 8.
 #include "common.cuh"
 
-constexpr int THREADS = 512;
+constexpr int THREADS = ROW_THREADS;
 
 __device__ __forceinline__ float exponential(float x) { return LOGIT_T == F32 ? expf(x) : __expf(x); }
 

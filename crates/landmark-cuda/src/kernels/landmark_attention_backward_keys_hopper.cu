@@ -73,6 +73,8 @@ extern "C" __global__ void __launch_bounds__(3 * WARP_GROUP, 1)
         mbarrier_init(keys_full, 1);
         for (int s = 0; s < STAGES; ++s) mbarrier_init(queries_full(s), 1), mbarrier_init(queries_free(s), 8);
         mbarrier_init_fence();
+        tma_prefetch_map(&q_map), tma_prefetch_map(&k_map), tma_prefetch_map(&v_map);
+        tma_prefetch_map(&dout_map), tma_prefetch_map(&dk_map), tma_prefetch_map(&dv_map);
     }
     __syncthreads();
     wait_for_launch_ahead();

@@ -265,6 +265,8 @@ extern "C" __global__ void __launch_bounds__(3 * WARP_GROUP, 1)
         for (int s = 0; s < KEY_STAGES; ++s) mbarrier_init(keys_full(s), 1), mbarrier_init(keys_free(s), 8);
         for (int s = 0; s < VALUE_STAGES; ++s) mbarrier_init(values_full(s), 1), mbarrier_init(values_free(s), 8);
         mbarrier_init_fence();
+        tma_prefetch_map(&q_map), tma_prefetch_map(&k_map), tma_prefetch_map(&v_map);
+        tma_prefetch_map(&dout_map), tma_prefetch_map(&dq_map);
     }
     __syncthreads();
     wait_for_launch_ahead();

@@ -28,6 +28,7 @@
 constexpr int ROWS = 128;       // queries of a thread block
 constexpr int GROUP_ROWS = 64;  // queries of a warp group
 constexpr int STAGES = 2;
+constexpr int READERS = 2 * 4;  // warps that compute
 constexpr int PANELS = (HEAD_DIM + 63) / 64;
 constexpr int BLOCKS = BLOCK ? TILE / BLOCK : 1;    // blocks of a tile
 constexpr int SPAN = BLOCK ? BLOCKS * BLOCK : TILE; // positions a tile advances
@@ -326,7 +327,7 @@ __device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, 
 // One step: scores of `tile` beside the values of the tile before.
 template <bool MASKED>
 __device__ __forceinline__ void step(Rows &rows, int tile, int number, const Item &item, const Shape &shape, const Places &at,
-                                     u32 queries, int group, bool leader) {
+                                     u32 queries, int group, bool speaker) {
     const Turn now(number), before(number - 1);
     mbarrier_wait(at.key_full(now.stage), now.parity);
     barrier_sync(1 + group, 256);
@@ -339,7 +340,7 @@ __device__ __forceinline__ void step(Rows &rows, int tile, int number, const Ite
     barrier_arrive(2 - group, 256);
     wgmma_wait<1>();
     hold(rows.scores);
-    if (leader) mbarrier_arrive(at.key_empty(now.stage));
+    if (speaker) mbarrier_arrive(at.key_empty(now.stage));
     if constexpr (BLOCK != 0)
         weigh<MASKED>(rows, tile, item, shape.scale_log2);
     else
@@ -347,7 +348,7 @@ __device__ __forceinline__ void step(Rows &rows, int tile, int number, const Ite
     wgmma_wait<0>();
     hold(rows.out);
     hold(rows.weights);
-    if (leader) mbarrier_arrive(at.value_empty(before.stage));
+    if (speaker) mbarrier_arrive(at.value_empty(before.stage));
     round_weights(rows);
     apply_rescale(rows);
 }
@@ -389,7 +390,8 @@ __device__ __forceinline__ void finish(Rows &rows, const TensorMap *out, float *
 
 __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases, float *lse, const Shape &shape, const Places &at) {
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const bool leader = threadIdx.x % 128 == 0;
+    // One thread of the group sends results; one of each warp says what its warp has read.
+    const bool leader = threadIdx.x % 128 == 0, speaker = lane == 0;
     const u32 queries = at.queries + group * GROUP_ROWS * 128;
     const u32 staging = at.staging + group * GROUP_ROWS * 128;
     Item item;
@@ -419,7 +421,7 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
             mbarrier_wait(at.value_full(turn.stage), turn.parity);
             barrier_sync(1 + group, 256);
             barrier_arrive(2 - group, 256);
-            if (leader) {
+            if (speaker) {
                 mbarrier_arrive(at.key_empty(turn.stage));
                 mbarrier_arrive(at.value_empty(turn.stage));
             }
@@ -430,7 +432,7 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
             issue_scores(rows, queries, at.keys + turn.stage * TILE_BYTES);
             wgmma_wait<0>();
             hold(rows.scores);
-            if (leader) mbarrier_arrive(at.key_empty(turn.stage));
+            if (speaker) mbarrier_arrive(at.key_empty(turn.stage));
             if constexpr (BLOCK != 0)
                 weigh<true>(rows, tile, item, shape.scale_log2);
             else
@@ -438,14 +440,14 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
             round_weights(rows);
             --tile, ++number;
         }
-        for (; tile >= past && tile >= 0; --tile, ++number) step<true>(rows, tile, number, item, shape, at, queries, group, leader);
+        for (; tile >= past && tile >= 0; --tile, ++number) step<true>(rows, tile, number, item, shape, at, queries, group, speaker);
         const int plain = BLOCK && item.phase ? 1 : 0;
-        for (; tile >= plain; --tile, ++number) step<false>(rows, tile, number, item, shape, at, queries, group, leader);
+        for (; tile >= plain; --tile, ++number) step<false>(rows, tile, number, item, shape, at, queries, group, speaker);
         if (tile == 0) {
-            step<true>(rows, tile, number, item, shape, at, queries, group, leader);
+            step<true>(rows, tile, number, item, shape, at, queries, group, speaker);
             ++number;
         }
-        if (OWN_STAGING && leader) mbarrier_arrive(at.query_empty());
+        if (OWN_STAGING && speaker) mbarrier_arrive(at.query_empty());
         const Turn turn(number - 1);
         mbarrier_wait(at.value_full(turn.stage), turn.parity);
         hold(rows.out);
@@ -453,10 +455,10 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
         issue_values(rows, at.values + turn.stage * TILE_BYTES);
         wgmma_wait<0>();
         hold(rows.out);
-        if (leader) mbarrier_arrive(at.value_empty(turn.stage));
+        if (speaker) mbarrier_arrive(at.value_empty(turn.stage));
         finish(rows, out, lse, item, shape, staging, group, leader);
-        if (!OWN_STAGING && leader) {
-            tma_store_wait_read<0>();
+        if (!OWN_STAGING && speaker) {
+            if (leader) tma_store_wait_read<0>();
             mbarrier_arrive(at.query_empty());
         }
     }
@@ -480,12 +482,12 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     if (threadIdx.x == 0) {
         tma_prefetch_map(&q), tma_prefetch_map(&k), tma_prefetch_map(&v), tma_prefetch_map(&out);
         mbarrier_init(at.query_full(), 1);
-        mbarrier_init(at.query_empty(), 2);
+        mbarrier_init(at.query_empty(), READERS);
         for (int s = 0; s < STAGES; ++s) {
             mbarrier_init(at.key_full(s), 1);
             mbarrier_init(at.value_full(s), 1);
-            mbarrier_init(at.key_empty(s), 2);
-            mbarrier_init(at.value_empty(s), 2);
+            mbarrier_init(at.key_empty(s), READERS);
+            mbarrier_init(at.value_empty(s), READERS);
         }
         mbarrier_init_fence();
     }

@@ -11,7 +11,6 @@ use landmark_core::ops::LinearCrossEntropy;
 use landmark_core::{DType, Result};
 
 const FILE: &str = "cross_entropy.cu";
-const THREADS: u32 = 512;
 /// Bytes of logits held at a time, at most.
 const LOGITS: usize = 512 << 20;
 
@@ -20,8 +19,14 @@ fn stride(vocabulary: usize) -> usize {
     vocabulary.next_multiple_of(64)
 }
 
+/// Threads of a row: eight logits each at a time, in blocks that fill a multiprocessor.
+fn threads(vocabulary: usize) -> u32 {
+    (vocabulary / 8).next_power_of_two().clamp(32, 512) as u32
+}
+
 fn defines(logits: DType, vocabulary: usize) -> Defines {
-    Defines::new().dtype("LOGIT_T", logits).set("VOCAB", vocabulary).set("STRIDE", stride(vocabulary))
+    let extents = Defines::new().set("VOCAB", vocabulary).set("STRIDE", stride(vocabulary));
+    extents.set("ROW_THREADS", threads(vocabulary)).dtype("LOGIT_T", logits)
 }
 
 pub(super) fn variants() -> Vec<Variant> {
@@ -35,6 +40,7 @@ pub(super) fn variants() -> Vec<Variant> {
 
 pub(super) fn linear_cross_entropy(op: &LinearCrossEntropy, c: &mut Compiler<'_>) -> Result<()> {
     let (rows, width, vocabulary) = (c.rows(op.x), c.cols(op.x), c.rows(op.weight));
+    let threads = threads(vocabulary);
     if c.dtype(op.loss) != DType::F32 {
         return Err(c.unsupported("the loss is f32"));
     }
@@ -56,7 +62,7 @@ pub(super) fn linear_cross_entropy(op: &LinearCrossEntropy, c: &mut Compiler<'_>
     let (status, check) = c.index_check("LinearCrossEntropy", op.targets, vocabulary);
     let scale = op.gradient.map_or(1.0, |g| g.scale);
     let args = args![targets, rows as i32, scale, factors_at, count, status, check];
-    c.launch_dependent(&count_targets, [1; 3], THREADS, 0, args)?;
+    c.launch_dependent(&count_targets, [1; 3], threads, 0, args)?;
     for first in (0..rows).step_by(of_piece) {
         let n = of_piece.min(rows - first);
         let x_piece = x + (first * width * factors.size()) as u64;
@@ -81,7 +87,7 @@ pub(super) fn linear_cross_entropy(op: &LinearCrossEntropy, c: &mut Compiler<'_>
         let predictions = op.predictions.map_or(0, |p| c.pointer(p) + offset);
         let gradient = i32::from(op.gradient.is_some());
         let args = args![logits, targets + offset, losses + offset, predictions, gradient];
-        c.launch_dependent(&score, [n as u32, 1, 1], THREADS, 0, args)?;
+        c.launch_dependent(&score, [n as u32, 1, 1], threads, 0, args)?;
         let Some(gradient) = &op.gradient else { continue };
         let dx = c.dtype(gradient.dx);
         c.product(Ask {
@@ -122,5 +128,5 @@ pub(super) fn linear_cross_entropy(op: &LinearCrossEntropy, c: &mut Compiler<'_>
             })?;
         }
     }
-    c.launch_dependent(&mean, [1; 3], THREADS, 0, args![losses, rows as i32, count, c.pointer(op.loss)])
+    c.launch_dependent(&mean, [1; 3], threads, 0, args![losses, rows as i32, count, c.pointer(op.loss)])
 }

@@ -31,6 +31,8 @@ const PANEL: usize = 64;
 const PANEL_BYTES: usize = ROWS * 128;
 /// What the statistics of a slice may take.
 const STATISTICS_BYTES: usize = 256 << 20;
+/// What they may take where one key head's alone are more.
+const MOST_WORKSPACE: u64 = 4 << 30;
 
 /// How the kernels cut up a head; every number as the kernels compute it from the same definitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +151,12 @@ impl FusedBackward {
         }
         if Tiles::new(self.block, head_dim).is_none() {
             return Some(format!("blocks of {} with heads of {head_dim}", self.block));
+        }
+        if self.workspace_bytes() > MOST_WORKSPACE {
+            return Some(format!(
+                "{} bytes of workspace for the query heads of one key head",
+                self.workspace_bytes()
+            ));
         }
         let aligned = |x: &HeadsAt| {
             x.address.is_multiple_of(16)

@@ -125,13 +125,9 @@ fn alike(one: &Matmul, other: &Matmul, c: &Compiler<'_>) -> bool {
         && one.bias.map(|b| c.dtype(b)) == other.bias.map(|b| c.dtype(b))
 }
 
-fn is_read_by(ops: &[Op], tensor: Tensor) -> bool {
-    use landmark_core::ops::Access;
-    ops.iter().any(|op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write))
-}
-
-/// The products that come next, with what follows them.
-fn products(ops: &[Op], c: &Compiler<'_>) -> Option<Group> {
+/// The products that come next but for `skip` ops, with what follows them.
+fn products(skip: usize, c: &Compiler<'_>) -> Option<Group> {
+    let ops = &c.ahead()[skip..];
     let mut products: Vec<Matmul> = Vec::new();
     for op in ops.iter().take(MOST_SEGMENTS) {
         match op {
@@ -155,8 +151,8 @@ fn products(ops: &[Op], c: &Compiler<'_>) -> Option<Group> {
                 && gate.bias.is_none()
                 && c.dtype(op.out) == c.dtype(op.gate)
                 && c.rows(gate.b) == c.rows(up.b)
-                && !is_read_by(&ops[3..], op.gate)
-                && !is_read_by(&ops[3..], op.up) =>
+                && c.is_passing(op.gate, skip + 3)
+                && c.is_passing(op.up, skip + 3) =>
         {
             (Behind::SwiGlu, Some(op.out), 3)
         }
@@ -164,7 +160,7 @@ fn products(ops: &[Op], c: &Compiler<'_>) -> Option<Group> {
             if op.x == up.out.tensor
                 && !up.out.add
                 && c.dtype(op.out) == c.dtype(op.x)
-                && !is_read_by(&ops[2..], op.x) =>
+                && c.is_passing(op.x, skip + 2) =>
         {
             (Behind::Gelu, Some(op.out), 2)
         }
@@ -181,13 +177,13 @@ fn overlap(c: &Compiler<'_>, one: Tensor, other: Tensor) -> bool {
 }
 
 /// A norm and the products of its result.
-fn with_norm(ops: &[Op], c: &Compiler<'_>) -> Option<Group> {
-    let (front, stream, delta, normed, weights) = match ops.first()? {
+fn with_norm(c: &Compiler<'_>) -> Option<Group> {
+    let (front, stream, delta, normed, weights) = match c.ahead().first()? {
         Op::Norm(op) => (InFront::Norm(op.clone()), op.x, None, op.out, (op.weight, op.bias)),
         Op::AddNorm(op) => (InFront::AddNorm(op.clone()), op.x, Some(op.delta), op.out, (op.weight, op.bias)),
         _ => return None,
     };
-    let group = products(&ops[1..], c)?;
+    let group = products(1, c)?;
     let weight = c.dtype(group.products[0].b);
     let sum = match &front {
         InFront::AddNorm(op) => Some(op.sum),
@@ -213,8 +209,7 @@ fn with_norm(ops: &[Op], c: &Compiler<'_>) -> Option<Group> {
 
 /// Launches the products that come next, with what stands around them; returns how many ops it took.
 pub(super) fn try_group(c: &mut Compiler<'_>) -> Result<usize> {
-    let ops = c.ahead();
-    let Some(group) = with_norm(ops, c).or_else(|| products(ops, c)) else { return Ok(0) };
+    let Some(group) = with_norm(c).or_else(|| products(0, c)) else { return Ok(0) };
     launch(&group, c)
 }
 
@@ -268,8 +263,7 @@ fn launch(group: &Group, c: &mut Compiler<'_>) -> Result<usize> {
         NormKind::Layer { eps } | NormKind::Rms { eps } => eps,
     };
     // The norm's own result is stored only for those who read it behind this launch.
-    let behind = &c.ahead()[group.ops..];
-    let wanted = |out: Tensor| if is_read_by(behind, out) { c.pointer(out) } else { 0 };
+    let wanted = |out: Tensor| if c.is_passing(out, group.ops) { 0 } else { c.pointer(out) };
     args.extend(match &group.front {
         InFront::Nothing => args![0_u64, 0_u64, 0_u64, 0_u64, 0_u64, 0_u64, 0.0_f32],
         InFront::Norm(op) => args![

@@ -80,16 +80,6 @@ fn find(ops: &[Op]) -> Option<Found> {
     }
 }
 
-/// Whether an op behind the launch reads a tensor that the launch does not write.
-fn is_read_later(ops: &[Op], tensors: &[Tensor]) -> bool {
-    use landmark_core::ops::Access;
-    ops.iter().any(|op| {
-        op.operand_list()
-            .iter()
-            .any(|operand| operand.access != Access::Write && tensors.contains(&operand.tensor))
-    })
-}
-
 /// Blocks of a cluster: as many as find at least 8 landmarks each to score.
 fn ranks(m: &MemoryShape, arch: Arch) -> usize {
     let wanted = (m.blocks / 8).clamp(1, MOST_RANKS);
@@ -187,12 +177,8 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
         });
     // What the launch leaves unwritten, or as it was: the turned queries and keys, and the scores.
     let fused = h.heads == h.kv_heads;
-    let between = [attend.k.tensor, scores.out];
-    let taken = if fused { OPS } else { OPS - 1 };
-    if !fits
-        || is_read_later(&c.ahead()[OPS..], &between)
-        || is_read_later(&c.ahead()[OPS..], &[turn_q.x.tensor])
-    {
+    let between = [turn_q.x.tensor, attend.k.tensor, scores.out];
+    if !fits || !between.iter().all(|&t| c.is_passing(t, OPS)) {
         return Ok(0);
     }
     let ways = ways(c, append.keys, append.values, h.heads, &m);
@@ -233,7 +219,7 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
     if !fused {
         append_kv(&append, c)?;
     }
-    Ok(taken.max(OPS))
+    Ok(OPS)
 }
 
 pub(super) fn variants() -> Vec<Variant> {

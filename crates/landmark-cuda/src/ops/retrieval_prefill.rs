@@ -7,7 +7,7 @@ use crate::plan::{Compiler, args};
 use landmark_core::ops::{
     LandmarkScores, MemoryShape, Op, Origin, RetrievalAttention, RopeStyle, SelectBlocks, Selection,
 };
-use landmark_core::{Cols, DType, Result, Tensor};
+use landmark_core::{Cols, DType, Result};
 
 const CHOICE: &str = "landmark_choice.cu";
 const ATTENTION: &str = "retrieval_prefill.cu";
@@ -50,15 +50,9 @@ fn is_aligned(c: &Compiler<'_>, cols: Cols) -> bool {
     cols.start.is_multiple_of(8) && c.cols(cols.tensor).is_multiple_of(8)
 }
 
-fn is_read(ops: &[Op], tensor: Tensor) -> bool {
-    use landmark_core::ops::Access;
-    let reads = |op: &Op| op.operand_list().iter().any(|o| o.tensor == tensor && o.access != Access::Write);
-    ops.iter().any(reads)
-}
-
 /// Launches LandmarkScores and SelectBlocks as one, if they come next; returns how many ops it took.
 pub(super) fn try_choice(c: &mut Compiler<'_>) -> Result<usize> {
-    let [Op::LandmarkScores(scores), Op::SelectBlocks(select), rest @ ..] = c.ahead() else { return Ok(0) };
+    let [Op::LandmarkScores(scores), Op::SelectBlocks(select), ..] = c.ahead() else { return Ok(0) };
     let (scores, select) = (scores.clone(), select.clone());
     let m = scores.memory;
     let x = c.dtype(scores.q.tensor);
@@ -67,7 +61,7 @@ pub(super) fn try_choice(c: &mut Compiler<'_>) -> Result<usize> {
         && select.memory == m
         && select.selection == Selection::PerTokenAndHead
         && select.lengths == scores.lengths
-        && !is_read(rest, scores.out)
+        && c.is_passing(scores.out, 2)
         && serves(x, &m)
         && c.dtype(scores.landmarks) == x
         && is_aligned(c, scores.q)

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // Not every test binary uses all of it.
 
 pub mod attention;
+pub mod naive;
 
 use landmark_core::ops::{Access, Op};
 use landmark_core::testing::naive::allowed;
@@ -115,7 +116,12 @@ impl Case {
         recorder.finish()
     }
 
-    fn run_cpu<T: landmark_core::cpu::Real>(&self, program: &Program, wanted: &[Tensor]) -> Vec<Vec<f64>> {
+    /// What the CPU makes of `wanted`, computed in `T`.
+    pub fn run_cpu<T: landmark_core::cpu::Real>(
+        &self,
+        program: &Program,
+        wanted: &[Tensor],
+    ) -> Vec<Vec<f64>> {
         let cpu = Cpu::<T>::new();
         let mut arena = cpu.allocate(&self.layout).unwrap();
         for (tensor, bytes) in &self.inputs {

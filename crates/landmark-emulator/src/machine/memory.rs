@@ -1,9 +1,12 @@
 //! Addresses: which window they lie in, shared memory that knows what was written, and the door to the host's memory.
 //!
 //! Shared memory keeps a state for every byte: never written, written, or being filled by an asynchronous copy that
-//! nobody has waited for. Reading anything but the second is an error, which finds missing waits and most missing
-//! barriers.
+//! nobody has waited for. Reading anything but the second is an error, which finds missing waits. Missing barriers are
+//! found by [`super::races`].
 
+use std::cell::RefCell;
+
+use super::races::{Clock, Races};
 use super::{Cluster, Fault};
 
 /// Generic addresses of shared memory are this and the address within the window of shared memory.
@@ -30,11 +33,13 @@ pub struct Shared {
     bytes: Vec<u8>,
     state: Vec<u8>,
     base: usize,
+    races: RefCell<Races>,
 }
 
 impl Shared {
-    /// Forgets everything; memory reaches from `base` to `end`.
-    pub fn reset(&mut self, base: u32, end: u32) {
+    /// Forgets everything; memory reaches from `base` to `end`. Counts of warps begin again if `forget`.
+    pub fn reset(&mut self, base: u32, end: u32, forget: bool) {
+        self.races.get_mut().begin(end as usize, forget);
         self.base = base as usize;
         self.bytes.clear();
         self.bytes.resize(end as usize, 0xff);
@@ -59,11 +64,12 @@ impl Shared {
     /// # Errors
     /// They lie outside, or were not.
     #[inline(always)]
-    pub fn read(&self, address: u32, to: &mut [u8]) -> Result<(), String> {
+    pub fn read(&self, address: u32, to: &mut [u8], clock: &Clock) -> Result<(), String> {
         let range = self.range(address, to.len())?;
         if self.state[range.clone()].iter().any(|state| *state != WRITTEN) {
             return Err(self.unreadable(range));
         }
+        self.races.borrow_mut().read(range.start, to.len(), clock)?;
         to.copy_from_slice(&self.bytes[range]);
         Ok(())
     }
@@ -73,11 +79,12 @@ impl Shared {
     /// # Errors
     /// They lie outside, or were not.
     #[inline(always)]
-    pub fn get<const N: usize>(&self, address: u32) -> Result<[u8; N], String> {
+    pub fn get<const N: usize>(&self, address: u32, clock: &Clock) -> Result<[u8; N], String> {
         let range = self.range(address, N)?;
         if self.state[range.clone()] != [WRITTEN; N] {
             return Err(self.unreadable(range));
         }
+        self.races.borrow_mut().read(range.start, N, clock)?;
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.bytes[range]);
         Ok(bytes)
@@ -88,7 +95,7 @@ impl Shared {
     /// # Errors
     /// They lie outside, or a copy is filling them.
     #[inline(always)]
-    pub fn put<const N: usize>(&mut self, address: u32, from: &[u8; N]) -> Result<(), String> {
+    pub fn put<const N: usize>(&mut self, address: u32, from: &[u8; N], clock: &Clock) -> Result<(), String> {
         let range = self.range(address, N)?;
         let mut state = [0; N];
         state.copy_from_slice(&self.state[range.clone()]);
@@ -97,19 +104,26 @@ impl Shared {
                 "shared memory at {address:#x} is written while an asynchronous copy is filling it"
             ));
         }
+        // who writes what is there changes nothing for anybody
+        if self.bytes[range.clone()] != *from || state != [WRITTEN; N] {
+            self.races.get_mut().write(range.start, N, clock)?;
+        }
         self.state[range.clone()].copy_from_slice(&[WRITTEN; N]);
         self.bytes[range].copy_from_slice(from);
         Ok(())
     }
 
-    /// The bytes themselves, if all were written.
+    /// The bytes themselves, if all were written; without a clock if they are what brings order.
     ///
     /// # Errors
     /// They lie outside, or were not.
-    pub fn view(&self, address: u32, bytes: usize) -> Result<&[u8], String> {
+    pub fn view(&self, address: u32, bytes: usize, clock: Option<&Clock>) -> Result<&[u8], String> {
         let range = self.range(address, bytes)?;
         if self.state[range.clone()].iter().any(|state| *state != WRITTEN) {
             return Err(self.unreadable(range));
+        }
+        if let Some(clock) = clock {
+            self.races.borrow_mut().read(range.start, bytes, clock)?;
         }
         Ok(&self.bytes[range])
     }
@@ -123,17 +137,20 @@ impl Shared {
         }
     }
 
-    /// Writes bytes.
+    /// Writes bytes; without a clock if they are what brings order.
     ///
     /// # Errors
     /// They lie outside, or a copy is filling them.
-    #[inline(always)]
-    pub fn write(&mut self, address: u32, from: &[u8]) -> Result<(), String> {
+    pub fn write(&mut self, address: u32, from: &[u8], clock: Option<&Clock>) -> Result<(), String> {
         let range = self.range(address, from.len())?;
         if self.state[range.clone()].contains(&PENDING) {
             return Err(format!(
                 "shared memory at {address:#x} is written while an asynchronous copy is filling it"
             ));
+        }
+        match clock {
+            Some(clock) => self.races.get_mut().write(range.start, from.len(), clock)?,
+            None => self.races.get_mut().forget(range.start, from.len()),
         }
         self.state[range.clone()].fill(WRITTEN);
         self.bytes[range].copy_from_slice(from);
@@ -144,21 +161,26 @@ impl Shared {
     ///
     /// # Errors
     /// They lie outside, or another copy is filling them.
-    pub fn begin(&mut self, address: u32, bytes: usize) -> Result<(), String> {
+    pub fn begin(&mut self, address: u32, bytes: usize, clock: &Clock) -> Result<(), String> {
         let range = self.range(address, bytes)?;
         if self.state[range.clone()].contains(&PENDING) {
             return Err(format!("two asynchronous copies fill shared memory at {address:#x}"));
         }
+        self.races.get_mut().write(range.start, bytes, clock)?;
         self.state[range].fill(PENDING);
         Ok(())
     }
 
-    /// An asynchronous copy ends.
+    /// An asynchronous copy ends: by the warp of the clock, or where everybody who waits for it sees it.
     ///
     /// # Errors
     /// They lie outside.
-    pub fn deliver(&mut self, address: u32, from: &[u8]) -> Result<(), String> {
+    pub fn deliver(&mut self, address: u32, from: &[u8], clock: Option<&Clock>) -> Result<(), String> {
         let range = self.range(address, from.len())?;
+        self.races.get_mut().forget(range.start, from.len());
+        if let Some(clock) = clock {
+            self.races.get_mut().write(range.start, from.len(), clock)?;
+        }
         self.state[range.clone()].fill(WRITTEN);
         self.bytes[range].copy_from_slice(from);
         Ok(())

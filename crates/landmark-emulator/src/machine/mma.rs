@@ -36,7 +36,7 @@ pub(super) fn load_matrices(
         for row in 0..8 {
             let (lane, mut bytes) = (8 * matrix + row, [0; 16]);
             let (shared, at) = cluster.shared(warp.block, addresses[lane])?;
-            shared.read(at, &mut bytes).map_err(|e| Fault::from(e).lane(lane))?;
+            shared.read(at, &mut bytes, &warp.clock).map_err(|e| Fault::from(e).lane(lane))?;
             elements[row] = std::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]));
         }
         let d = warp.list[instruction.d as usize + matrix] as usize;
@@ -81,7 +81,7 @@ pub(super) fn store_matrices(
                 bytes[2 * i..2 * i + 2].copy_from_slice(&elements[row][i].to_le_bytes());
             }
             let (shared, at) = cluster.shared(warp.block, addresses[lane])?;
-            shared.write(at, &bytes).map_err(|e| Fault::from(e).lane(lane))?;
+            shared.write(at, &bytes, Some(&warp.clock)).map_err(|e| Fault::from(e).lane(lane))?;
         }
     }
     Ok(())

@@ -7,16 +7,21 @@
 //! If no warp can go on, the kernel would hang on a GPU; that is an error that says where each of them waits.
 
 pub mod alu;
+pub mod float;
 pub mod hopper;
 pub mod memory;
 mod mma;
+pub mod races;
 mod view;
 pub mod warp;
+
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 
 use crate::ptx::{Kernel, Module, SHARED_BASE};
 use memory::Shared;
+use races::TOO_FAR;
 use warp::{Outcome, Warp};
 
 /// What to run.
@@ -105,6 +110,12 @@ pub struct Block {
     pub barriers: [Meeting; 16],
     /// Its warps that have not ended.
     pub live_warps: u32,
+    /// What those that came to a barrier have told, and what those that pass it hear.
+    told: [(Vec<u32>, Vec<u32>); 16],
+    /// What those that arrived at an `mbarrier` have told.
+    told_at: HashMap<u32, Vec<u32>>,
+    /// Its warp groups waiting for their products: who came to the wait, and how far each group is.
+    groups: Vec<(Meeting, u32)>,
     /// What Hopper's instructions keep.
     pub hopper: hopper::BlockState,
 }
@@ -119,6 +130,7 @@ pub struct Cluster<'a> {
     pub blocks: Vec<Block>,
     /// The barrier of the cluster, which counts warps.
     pub meeting: Meeting,
+    told: (Vec<u32>, Vec<u32>),
     /// Counts whatever may let a warp that waits go on; see [`Warp::run`].
     pub events: u64,
     /// Counts instructions.
@@ -130,7 +142,7 @@ const QUANTUM: u64 = 1 << 16;
 /// Turns in which nothing happens until a kernel is taken to hang.
 const PATIENCE: u32 = 1000;
 /// Warp instructions of a cluster until a kernel is taken to hang.
-const LIMIT: u64 = 1 << 36;
+const LIMIT: u64 = 1 << 31;
 
 /// Runs a kernel to its end.
 ///
@@ -200,21 +212,37 @@ impl<'a> Machine<'a> {
                 memory,
                 blocks: (0..blocks).map(|_| Block::default()).collect(),
                 meeting: Meeting::default(),
+                told: Default::default(),
                 events: 0,
                 clock: 0,
             },
-            warps: (0..blocks * warps).map(|i| Warp::new(launch.kernel, i / warps, i % warps)).collect(),
+            warps: (0..blocks * warps)
+                .map(|i| Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * warps)))
+                .collect(),
         }
     }
 
     fn run(&mut self, place: [u32; 3]) -> Result<(), String> {
         let launch = self.cluster.launch;
         let warps = (self.warps.len() / self.cluster.blocks.len()) as u32;
+        // all that was done before is known to all
+        let mut now = self.warps.iter().map(|warp| warp.clock.count()).max().unwrap_or(1);
+        let forget = now > TOO_FAR;
+        if forget {
+            now = 1;
+        }
+        for warp in &mut self.warps {
+            warp.clock.begin(now);
+        }
+        self.cluster.told = Default::default();
         for (rank, block) in self.cluster.blocks.iter_mut().enumerate() {
             let (rank, [x, y, _]) = (rank as u32, launch.cluster);
             let within = [rank % x, rank / x % y, rank / x / y];
             block.index = std::array::from_fn(|axis| place[axis] * launch.cluster[axis] + within[axis]);
-            block.shared.reset(SHARED_BASE, launch.kernel.dynamic_shared + launch.shared);
+            block.shared.reset(SHARED_BASE, launch.kernel.dynamic_shared + launch.shared, forget);
+            block.told = Default::default();
+            block.told_at.clear();
+            block.groups = vec![(Meeting::default(), now + 1); warps.div_ceil(4) as usize];
             block.barriers = Default::default();
             block.live_warps = warps;
             block.hopper = hopper::BlockState::default();
@@ -317,14 +345,39 @@ impl Cluster<'_> {
                 result_of: meeting.asked,
                 ..Meeting::default()
             };
+            let told = &mut self.blocks[block].told[id];
+            told.1 = std::mem::take(&mut told.0);
             self.events += 1;
         }
+    }
+
+    /// A warp of a group has done its part of the products. They are one: none of the group's warps goes on before all
+    /// have, so that one of them may speak for all. Whether that was the last.
+    fn complete_group(&mut self, block: usize, group: usize) -> bool {
+        let warps = self.launch.block.iter().product::<u32>().div_ceil(32);
+        let expected = (warps - 4 * group as u32).min(4);
+        let (meeting, count) = &mut self.blocks[block].groups[group];
+        meeting.arrived += 1;
+        if meeting.arrived < expected {
+            return false;
+        }
+        *meeting = Meeting { generation: meeting.generation + 1, ..Meeting::default() };
+        *count += 1;
+        self.events += 1;
+        true
+    }
+
+    /// The number of a group of warps, among those of the cluster.
+    fn group_number(&self, block: usize, group: usize) -> usize {
+        let warps = self.launch.block.iter().product::<u32>().div_ceil(32) as usize;
+        self.blocks.len() * warps + block * warps.div_ceil(4) + group
     }
 
     fn complete_cluster(&mut self) {
         let all = self.blocks.iter().map(|block| block.live_warps).sum::<u32>();
         if self.meeting.arrived >= all && all > 0 {
             self.meeting = Meeting { generation: self.meeting.generation + 1, ..Meeting::default() };
+            self.told.1 = std::mem::take(&mut self.told.0);
             self.events += 1;
         }
     }

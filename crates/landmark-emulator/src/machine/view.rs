@@ -2,14 +2,20 @@
 
 use super::hopper::{BlockState, Context, WarpState};
 use super::memory::{PARAMETER_WINDOW, SHARED_WINDOW, WINDOW_MASK, read_host, read_parameters, write_host};
+use super::races::Clock;
 use super::warp::Warp;
 use super::{Cluster, Fault};
+
+/// Bytes of an `mbarrier`: nothing else of Hopper's accesses so few.
+const BARRIER: usize = 8;
 
 /// A warp at an instruction.
 pub(super) struct View<'v, 'a, 'c> {
     pub(super) warp: &'v mut Warp<'a>,
     pub(super) cluster: &'v mut Cluster<'c>,
     pub(super) mask: u32,
+    /// Who reads, if it is the warp's group.
+    pub(super) together: Option<Clock>,
 }
 
 fn message(fault: Fault) -> String {
@@ -52,22 +58,23 @@ impl Context for View<'_, '_, '_> {
 
     fn shared(&self, at: u32, bytes: usize) -> Result<&[u8], String> {
         let (rank, at) = self.cluster.place(self.warp.block, at).map_err(message)?;
-        self.cluster.blocks[rank].shared.view(at, bytes)
+        let clock = (bytes != BARRIER).then_some(self.together.as_ref().unwrap_or(&self.warp.clock));
+        self.cluster.blocks[rank].shared.view(at, bytes, clock)
     }
 
     fn write_shared(&mut self, at: u32, bytes: &[u8]) -> Result<(), String> {
         let (shared, at) = self.cluster.shared(self.warp.block, at).map_err(message)?;
-        shared.write(at, bytes)
+        shared.write(at, bytes, (bytes.len() != BARRIER).then_some(&self.warp.clock))
     }
 
     fn begin_shared(&mut self, at: u32, bytes: usize) -> Result<(), String> {
         let (shared, at) = self.cluster.shared(self.warp.block, at).map_err(message)?;
-        shared.begin(at, bytes)
+        shared.begin(at, bytes, &self.warp.clock)
     }
 
     fn deliver_shared(&mut self, at: u32, bytes: &[u8]) -> Result<(), String> {
         let (shared, at) = self.cluster.shared(self.warp.block, at).map_err(message)?;
-        shared.deliver(at, bytes)
+        shared.deliver(at, bytes, None)
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! inlined. An instruction that is not known is no error until a kernel comes to it, so that one kernel's oddity does
 //! not hide the others of its file.
 
+mod arithmetic;
 mod declaration;
 pub mod instruction;
 mod lower;

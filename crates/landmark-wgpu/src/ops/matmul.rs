@@ -58,13 +58,18 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         let mut k = Kernel::new("matvec", include_str!("../shaders/matvec.wgsl"));
         k.constant("ROWS", product.rows);
         k.constant("WORKGROUP", 64);
+        k.combining(c.has(wgpu::Features::SUBGROUP));
         k
     } else {
         Kernel::new("matmul", include_str!("../shaders/matmul.wgsl"))
     };
     let alignment = alignment(&[c.cols(product.a)]);
     c.read(&mut k, "a", product.a, alignment)?;
-    c.read_part(&mut k, "b", product.b, part, alignment);
+    if product.rows <= FEW_ROWS {
+        c.read_chunks(&mut k, "b", product.b, part);
+    } else {
+        c.read_part(&mut k, "b", product.b, part, alignment);
+    }
     Ok(k)
 }
 

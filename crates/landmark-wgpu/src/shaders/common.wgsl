@@ -38,6 +38,17 @@ fn pack_bf16(v: vec2<f32>) -> u32 {
     return (kept.x >> 16u) | (kept.y & 0xffff0000u);
 }
 
+// Four signed bytes.
+fn unpack_q8(word: u32) -> vec4<f32> {
+    let bytes = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word));
+    return vec4<f32>(bytes >> vec4<u32>(24u));
+}
+
+// The lowest four of eight numbers of 4 bits, stored with 8 added.
+fn unpack_q4(word: u32) -> vec4<f32> {
+    return vec4<f32>(vec4<u32>(word, word >> 4u, word >> 8u, word >> 12u) & vec4<u32>(15u)) - 8.0;
+}
+
 // Sine and cosine of any angle up to some 100,000, to a few units in the last place: what WGSL promises of its own
 // ends at pi. The angle is reduced by multiples of pi/2 in three parts short enough for exact products.
 fn sin_cos(angle: f32) -> vec2<f32> {

@@ -1,55 +1,58 @@
 // out (=|+=) scale * a * transpose(b) + bias, for few rows: a (M, K), b (N, K), out (M, N).
 //
 // The weights b are read once, whatever M is; that is all the time it takes. A workgroup makes four columns of the
-// result: its threads go along the rows of b together, so that what they read at a time is one piece of memory.
+// result: its threads go along the rows of b together, 16 bytes each, so that what they read at a time is one piece
+// of memory, and each has four such reads under way.
 
-var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
+const COLUMNS: u32 = 4u;
 
-fn b_row(row: u32, k: u32, valid: u32) -> vec4<f32> {
+fn start_of(row: u32) -> u32 {
     // Behind the last row, the last one again: its result is not stored.
-    return b_quad(min(row, params.n - 1u) * params.k + k, valid);
+    return min(row, params.n - 1u) * params.k;
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let col = 4u * group_index(group, groups);
+fn work(group: vec3<u32>, groups: vec3<u32>, thread: u32) {
+    let col = COLUMNS * group_index(group, groups);
     if (col >= params.n) {
         return;
     }
+    let b0 = start_of(col);
+    let b1 = start_of(col + 1u);
+    let b2 = start_of(col + 2u);
+    let b3 = start_of(col + 3u);
     var sums: array<vec4<f32>, ROWS>;
-    for (var k = 4u * thread; k < params.k; k += 4u * WORKGROUP) {
+    for (var k = 4u * b_PARTS * thread; k < params.k; k += 4u * b_PARTS * WORKGROUP) {
         let valid = valid_of(k, params.k);
-        let b0 = b_row(col, k, valid);
-        let b1 = b_row(col + 1u, k, valid);
-        let b2 = b_row(col + 2u, k, valid);
-        let b3 = b_row(col + 3u, k, valid);
+        let w0 = b_load(b0 + k, valid);
+        let w1 = b_load(b1 + k, valid);
+        let w2 = b_load(b2 + k, valid);
+        let w3 = b_load(b3 + k, valid);
+        let scales = vec4<f32>(b_scale(b0 + k), b_scale(b1 + k), b_scale(b2 + k), b_scale(b3 + k));
+        var products: array<vec4<f32>, ROWS>;
+        for (var i = 0u; i < b_PARTS; i++) {
+            let p0 = b_part(w0, i);
+            let p1 = b_part(w1, i);
+            let p2 = b_part(w2, i);
+            let p3 = b_part(w3, i);
+            for (var row = 0u; row < ROWS; row++) {
+                let a = a_quad((params.above + row) * params.k + k + 4u * i, valid);
+                products[row] += vec4<f32>(dot(a, p0), dot(a, p1), dot(a, p2), dot(a, p3));
+            }
+        }
         for (var row = 0u; row < ROWS; row++) {
-            let a = a_quad((params.above + row) * params.k + k, valid);
-            sums[row] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+            sums[row] += scales * products[row];
         }
     }
     for (var row = 0u; row < ROWS; row++) {
-        partial[thread] = sums[row];
-        workgroupBarrier();
-        for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-            if (thread < half) {
-                partial[thread] += partial[thread + half];
-            }
-            workgroupBarrier();
-        }
+        let sum = combine(sums[row], thread);
         if (thread == 0u) {
             let valid = valid_of(col, params.n);
             let e = row * params.stride + params.first + col;
-            var value = params.scale * partial[0] + bias_quad(params.first + col, valid);
+            var value = params.scale * sum + bias_quad(params.first + col, valid);
             if (ADD) {
                 value += out_quad(e, valid);
             }
             out_put(e, value, valid);
         }
-        workgroupBarrier();
     }
 }

@@ -8,7 +8,7 @@ use landmark_wgpu::{Options, Wgpu};
 use std::sync::OnceLock;
 
 /// The first adapter, with all that it offers and on default limits.
-pub fn devices() -> &'static [Wgpu; 2] {
+pub(crate) fn devices() -> &'static [Wgpu; 2] {
     static DEVICES: OnceLock<[Wgpu; 2]> = OnceLock::new();
     DEVICES.get_or_init(|| {
         [false, true].map(|baseline| {
@@ -20,12 +20,12 @@ pub fn devices() -> &'static [Wgpu; 2] {
 }
 
 /// Reductions of a few hundred terms in f32, and functions good to a few units in the last place.
-pub fn tolerance(_: &str) -> f64 {
+pub(crate) fn tolerance(_: &str) -> f64 {
     64.0 * f64::from(f32::EPSILON)
 }
 
 /// Compares every op of a program with the oracle, on both devices.
-pub fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
+pub(crate) fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
     for device in devices() {
         let divergence = pollster::block_on(compare(program, device, inputs, tolerance))
             .unwrap_or_else(|e| panic!("{}: {e}", program.name));
@@ -34,11 +34,11 @@ pub fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
 }
 
 /// The floats of a tensor in f32.
-pub fn values(bytes: &[u8]) -> Vec<f64> {
+pub(crate) fn values(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
 }
 
 /// The device with all that its adapter offers.
-pub fn device() -> &'static Wgpu {
+pub(crate) fn device() -> &'static Wgpu {
     &devices()[0]
 }

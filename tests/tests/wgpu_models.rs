@@ -4,9 +4,6 @@
 //! The models run on the CPU through a backend that looks on: whatever program it is asked to run, it first compares
 //! op by op between the oracle and wgpu, from the state that the model is in.
 
-mod common;
-
-use common::{device, tolerance};
 use landmark_core::lockstep::compare;
 use landmark_core::{Backend, Cpu, DType, Layout, Paging, Program, Result, Tensor};
 use landmark_model::config::{Attention, Biases, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
@@ -16,10 +13,19 @@ use landmark_model::model::{CacheShape, Room};
 use landmark_model::reader::{PredictAt, Reader, laden_length};
 use landmark_model::record::Granularity;
 use landmark_model::sample::Sampling;
+use landmark_tests::{FIXTURE_TOLERANCE, Tensors, assert_close, hugging_face_weights, llama_config};
+use landmark_wgpu::{Options, Wgpu};
 use pollster::block_on;
 use std::cell::Cell;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::OnceLock;
+
+/// The best adapter there is; llvmpipe (Debian's mesa-vulkan-drivers) is enough.
+fn device() -> &'static Wgpu {
+    static DEVICE: OnceLock<Wgpu> = OnceLock::new();
+    DEVICE.get_or_init(|| block_on(Wgpu::open(&Options::default())).expect("an adapter"))
+}
 
 /// The CPU, and wgpu held against it.
 struct Watched {
@@ -101,13 +107,13 @@ fn llama() -> ModelConfig {
     }
 }
 
-/// Half types: kernels round as the CPU does, once, but from other last bits, so to the next value at worst. That is
+/// In f32, reductions of a few hundred terms. Half types: kernels round as the CPU does, once, but from other last bits, so to the next value at worst. That is
 /// a unit in the last place of the largest value, or less.
 fn allowed(dtype: DType) -> f64 {
     match dtype {
         DType::Bf16 => 1.0 / 128.0,
         DType::F16 => 1.0 / 1024.0,
-        _ => tolerance(""),
+        _ => 64.0 * f64::from(f32::EPSILON),
     }
 }
 
@@ -241,5 +247,35 @@ fn rows_of_different_lengths_give_what_they_give_on_the_cpu() {
             let size = cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
             assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
         }
+    }
+}
+
+/// The released LLaMA's logits, with landmarks, without, and with grouped-query heads.
+#[test]
+fn the_released_logits_are_met() {
+    let cases = Tensors::open("llama_cases.safetensors");
+    for (name, attention, case) in [
+        ("llama", Attention::Landmark, "train"),
+        ("llama", Attention::Plain, "plain"),
+        ("llama_gqa", Attention::Plain, "gqa"),
+    ] {
+        let tokens = cases.tokens(&format!("{case}.tokens"));
+        let length = tokens.len() / 2;
+        let room = Room {
+            batch: 2,
+            tokens: length,
+            logits: length,
+            cache: CacheShape::None,
+            training: None,
+            lookups: false,
+            compute: DType::F32,
+        };
+        let mut engine =
+            Engine::new(device().clone(), llama_config(name, attention), room).expect("an engine");
+        engine.load(hugging_face_weights(name)).expect("weights");
+        let mut reader = Reader::new(&mut engine, 2, Granularity::PerTokenAndHead, None);
+        let found = block_on(reader.all_logits(&tokens, length)).expect("logits");
+        let found: Vec<f64> = found.into_iter().map(f64::from).collect();
+        assert_close(case, &found, &cases.f64(&format!("{case}.logits")), FIXTURE_TOLERANCE);
     }
 }
