@@ -24,6 +24,12 @@ struct View {
     int head;
 };
 
+// How many copies a thread issues at a time. More hide more latency of the address arithmetic and cost registers, which
+// the widest shapes do not have.
+#ifndef COPY_UNROLL
+#define COPY_UNROLL 1
+#endif
+
 constexpr int D = HEAD_DIM;
 constexpr int PITCH = D + 8;  // elements from row to row in shared memory
 constexpr int PADDED = BLOCK ? (BLOCK + 7) / 8 * 8 : 64;
@@ -51,7 +57,7 @@ template <int ROWS, int THREADS, class Row>
 __device__ __forceinline__ void copy_rows(unsigned to, const unsigned short* head, int stride, int limit, Row row) {
     constexpr int CHUNKS = D / 8;
     const int thread = afresh(threadIdx.x);
-#pragma unroll 1
+#pragma unroll COPY_UNROLL
     for (int i = 0; i < (ROWS * CHUNKS + THREADS - 1) / THREADS; i++) {
         const int e = thread + i * THREADS, r = e / CHUNKS, c = e % CHUNKS;
         if (ROWS * CHUNKS % THREADS == 0 || e < ROWS * CHUNKS) {
