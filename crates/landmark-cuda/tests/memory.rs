@@ -11,8 +11,9 @@ use landmark_core::ops::{
 use landmark_core::testing::memory::{MemoryCase, cases};
 use landmark_core::testing::naive::allowed;
 use landmark_core::testing::{alter, normals, now, worst};
-use landmark_core::{Backend, Cols, Cpu, DType, Paging, Recorder, plant};
+use landmark_core::{Backend, Cols, Cpu, DType, Error, Layout, PageId, PageStore, Paging, Recorder, plant};
 use landmark_cuda::Cuda;
+use std::sync::Arc;
 
 /// The largest error of the device in any chunk, over what is allowed: twice that of the CPU in f32.
 fn run(cuda: &Cuda, case: &MemoryCase, paging: &Paging, bug: impl Fn(&mut Op) -> bool) -> f64 {
@@ -473,4 +474,39 @@ fn a_memory_in_host_memory_gives_the_same_bits() {
         let differ = on_device.iter().zip(&in_host).position(|(a, b)| a != b);
         assert_eq!(differ, None, "the first chunk that differs with {device} bytes on the device");
     }
+}
+
+/// A store that was filled before: every byte of a page is its number.
+#[derive(Debug)]
+struct Saved;
+
+impl PageStore for Saved {
+    fn read(&self, id: PageId, into: &mut [u8]) -> Result<(), String> {
+        into.fill((10 * id.tensor + id.page) as u8);
+        Ok(())
+    }
+    fn write(&self, _: PageId, _: &[u8]) -> Result<(), String> {
+        Err("nothing is written below the host's memory".into())
+    }
+}
+
+#[test]
+fn a_saved_memory_is_read_from_its_store() {
+    let Some(cuda) = cuda() else { return };
+    let mut layout = Layout::new();
+    layout.add("other", DType::F32, [3]);
+    let keys = layout.add_paged("keys", DType::Bf16, [4, 8], 8);
+    let values = layout.add_paged("values", DType::Bf16, [4, 8], 8);
+    let expected = |tensor: u8| (0..4).flat_map(|page| [10 * tensor + page; 16]).collect::<Vec<u8>>();
+    let within =
+        |device, host| cuda.allocate_within(&layout, Paging { device, host, store: Some(Arc::new(Saved)) });
+    for device in [None, Some(0)] {
+        let mut arena = within(device, Some(0)).unwrap();
+        assert_eq!(now(cuda.read(&arena, keys)).unwrap(), expected(0));
+        assert_eq!(now(cuda.read_at(&arena, values, 8..24)).unwrap(), expected(1)[16..48]);
+        cuda.write_at(&mut arena, values, 16, &[7; 16]).unwrap();
+        assert_eq!(now(cuda.read_at(&arena, values, 16..24)).unwrap(), [7; 16]);
+        assert_eq!(now(cuda.read_at(&arena, values, 24..32)).unwrap(), expected(1)[48..]);
+    }
+    assert!(matches!(within(Some(0), Some(8)), Err(Error::Unsupported { .. })));
 }
