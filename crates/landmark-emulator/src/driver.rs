@@ -25,7 +25,7 @@ static DEFAULT: Stream = Stream::new();
 /// A module and its functions, whose addresses are handles.
 struct Loaded {
     module: Arc<ptx::Module>,
-    functions: Mutex<Vec<Box<Function>>>,
+    functions: Mutex<Vec<Arc<Function>>>,
 }
 
 type Graph = Arc<Vec<Work>>;
@@ -348,8 +348,8 @@ pub unsafe extern "C" fn cuModuleGetFunction(
         }
         // SAFETY: the caller's: a module of ours and a string.
         let (loaded, name) = unsafe { (get(module.cast::<Loaded>(), "module")?, CStr::from_ptr(name)) };
-        let function = Box::new(Function::find(&loaded.module, &name.to_string_lossy())?);
-        let handle = (&raw const *function).cast_mut().cast();
+        let function = Arc::new(Function::find(&loaded.module, &name.to_string_lossy())?);
+        let handle = Arc::as_ptr(&function).cast_mut().cast();
         loaded.functions.lock().unwrap_or_else(PoisonError::into_inner).push(function);
         // SAFETY: the caller's.
         unsafe { put(found, handle, "a function") }
@@ -610,7 +610,7 @@ pub unsafe extern "C" fn cuTensorMapEncodeTiled(
             }
         };
         let words = tensor_map::encode(&given).map_err(|text| failure(code::INVALID_VALUE, text))?;
-        if map as usize % 64 != 0 {
+        if !(map as usize).is_multiple_of(64) {
             return Err(failure(code::INVALID_VALUE, "a tensor map's own address is a multiple of 64"));
         }
         // SAFETY: the caller's.

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)] // One call, of slices whose lengths are checked.
 
 /// `out = a b` of dense row-major matrices, `m` by `k` and `k` by `n`.
-pub(crate) fn multiply<T: 'static>(m: usize, n: usize, k: usize, a: &[T], b: &[T], out: &mut [T], one: T)
+pub(crate) fn multiply<T>(m: usize, n: usize, k: usize, a: &[T], b: &[T], out: &mut [T], one: T)
 where
-    T: Default + Clone,
+    T: Default + Clone + 'static,
 {
     assert!(a.len() >= m * k && b.len() >= k * n && out.len() >= m * n, "matrices have their extents");
     let (n_, k_) = (n as isize, k as isize);

@@ -246,10 +246,9 @@ pub unsafe extern "C" fn cublasLtMatmulPreferenceSetAttribute(
     let (Some(preference), word) = (unsafe { (preference.as_mut(), value::<u32>(from, bytes)) }) else {
         return INVALID_VALUE;
     };
-    match (which, word) {
-        (5..=8, Some(alignment)) => preference.alignment[which as usize - 5] = alignment,
-        // How to search, how much workspace, which reductions: nothing that our one algorithm cares for.
-        _ => {}
+    // Others say how to search, how much workspace, which reductions: nothing that our one algorithm cares for.
+    if let (5..=8, Some(alignment)) = (which, word) {
+        preference.alignment[which as usize - 5] = alignment;
     }
     SUCCESS
 }
@@ -258,11 +257,12 @@ pub unsafe extern "C" fn cublasLtMatmulPreferenceSetAttribute(
 fn supported(description: &Description, [a, b, c, d]: [&Layout; 4]) -> Result<(), String> {
     // CUBLAS_COMPUTE_32F and its pedantic and faster kin; 64F.
     let types = match (description.compute, description.scale) {
-        (68 | 69 | 74 | 75 | 77, 0) => match (a.dtype, d.dtype) {
-            (Type::F32, Type::F32) | (Type::F16 | Type::Bf16, Type::F32) => true,
-            (Type::F16, Type::F16) | (Type::Bf16, Type::Bf16) => true,
-            _ => false,
-        },
+        (68 | 69 | 74 | 75 | 77, 0) => matches!(
+            (a.dtype, d.dtype),
+            (Type::F32 | Type::F16 | Type::Bf16, Type::F32)
+                | (Type::F16, Type::F16)
+                | (Type::Bf16, Type::Bf16)
+        ),
         (70 | 71, 1) => a.dtype == Type::F64 && d.dtype == Type::F64,
         _ => false,
     };

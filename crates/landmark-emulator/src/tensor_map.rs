@@ -122,7 +122,7 @@ pub fn encode(given: &Description<'_>) -> Result<[u64; WORDS], String> {
     if given.interleave != 0 || given.steps.iter().any(|&step| step != 1) {
         return Err("interleaved layouts and steps other than 1 are not emulated".into());
     }
-    if given.address == 0 || given.address % 16 != 0 {
+    if given.address == 0 || !given.address.is_multiple_of(16) {
         return Err(format!("the address {:#x} is not a multiple of 16", given.address));
     }
     if let Some(extent) = given.extents.iter().find(|&&extent| extent == 0 || extent > 1 << 32) {
@@ -135,7 +135,7 @@ pub fn encode(given: &Description<'_>) -> Result<[u64; WORDS], String> {
         return Err(format!("a box of {elements}: 1 to 256 are allowed"));
     }
     let inner = given.box_[0] as usize * element;
-    if inner % 16 != 0 {
+    if !inner.is_multiple_of(16) {
         return Err(format!("the box's inner extent is {inner} bytes: a multiple of 16 is needed"));
     }
     if swizzle != Swizzle::None && inner > swizzle.span() {

@@ -84,8 +84,8 @@ fn full32(op: Int, signed: bool, a: &R32, b: &R32, c: &R32) -> R32 {
         (Int::AddSaturated, _) => map2(a, b, |x, y| (x as i32).saturating_add(y as i32) as u32),
         (Int::SubSaturated, _) => map2(a, b, |x, y| (x as i32).saturating_sub(y as i32) as u32),
         (Int::MulLo, _) => map2(a, b, u32::wrapping_mul),
-        (Int::MulHi, false) => map2(a, b, |x, y| (u64::from(x) * u64::from(y) >> 32) as u32),
-        (Int::MulHi, true) => map2(a, b, |x, y| (i64::from(x as i32) * i64::from(y as i32) >> 32) as u32),
+        (Int::MulHi, false) => map2(a, b, |x, y| ((u64::from(x) * u64::from(y)) >> 32) as u32),
+        (Int::MulHi, true) => map2(a, b, |x, y| ((i64::from(x as i32) * i64::from(y as i32)) >> 32) as u32),
         (Int::Div, false) => map2(a, b, |x, y| x.checked_div(y).unwrap_or(u32::MAX)),
         (Int::Div, true) => {
             map2(a, b, |x, y| if y == 0 { u32::MAX } else { (x as i32).wrapping_div(y as i32) as u32 })
@@ -116,8 +116,8 @@ pub fn int64(op: Int, signed: bool, a: &R64, b: &R64, c: &R64, n: &R32) -> R64 {
         (Int::Add | Int::AddSaturated, _) => map2(a, b, u64::wrapping_add),
         (Int::Sub | Int::SubSaturated, _) => map2(a, b, u64::wrapping_sub),
         (Int::MulLo, _) => map2(a, b, u64::wrapping_mul),
-        (Int::MulHi, false) => map2(a, b, |x, y| (u128::from(x) * u128::from(y) >> 64) as u64),
-        (Int::MulHi, true) => map2(a, b, |x, y| (i128::from(x as i64) * i128::from(y as i64) >> 64) as u64),
+        (Int::MulHi, false) => map2(a, b, |x, y| ((u128::from(x) * u128::from(y)) >> 64) as u64),
+        (Int::MulHi, true) => map2(a, b, |x, y| ((i128::from(x as i64) * i128::from(y as i64)) >> 64) as u64),
         (Int::Div, false) => map2(a, b, |x, y| x.checked_div(y).unwrap_or(u64::MAX)),
         (Int::Div, true) => {
             map2(a, b, |x, y| if y == 0 { u64::MAX } else { (x as i64).wrapping_div(y as i64) as u64 })
@@ -343,6 +343,7 @@ fn bits<A: Copy>(a: &[A; 32], b: &[A; 32], f: impl Fn(A, A) -> bool) -> u32 {
 }
 
 #[inline(always)]
+#[allow(clippy::double_comparisons)] // `!=` would be true of what is not a number
 fn ordered<A: Copy + PartialOrd>(op: Compare, a: &[A; 32], b: &[A; 32]) -> u32 {
     match op {
         Compare::Eq => bits(a, b, |x, y| x == y),

@@ -217,7 +217,9 @@ impl<'a> Machine<'a> {
                 clock: 0,
             },
             warps: (0..blocks * warps)
-                .map(|i| Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * warps)))
+                .map(|i| {
+                    Warp::new(launch.kernel, i / warps, i % warps, (i, blocks * (warps + warps.div_ceil(4))))
+                })
                 .collect(),
         }
     }

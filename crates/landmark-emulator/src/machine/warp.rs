@@ -369,10 +369,10 @@ impl<'a> Warp<'a> {
     /// The group to run: wakes those whose wait is over, joins those that meet.
     #[inline(always)]
     fn choose(&mut self, cluster: &Cluster<'_>) -> Option<usize> {
-        if let [group] = &self.groups[..] {
-            if group.wait == Wait::Ready {
-                return Some(0);
-            }
+        if let [group] = &self.groups[..]
+            && group.wait == Wait::Ready
+        {
+            return Some(0);
         }
         self.choose_among(cluster)
     }

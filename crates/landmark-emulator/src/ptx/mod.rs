@@ -271,10 +271,11 @@ impl Function {
         // shared memory: the kernel's own variables and the module's that it names, then the dynamic part
         let (mut inner, mut dynamic) = (Vec::new(), None);
         for piece in &self.pieces {
-            if let Piece::Statement(text, line) = piece {
-                if text.starts_with('.') && text.split_whitespace().any(|w| w == ".shared") {
-                    inner.push(Declaration::parse(text).map_err(|e| located(*line, e))?);
-                }
+            if let Piece::Statement(text, line) = piece
+                && text.starts_with('.')
+                && text.split_whitespace().any(|w| w == ".shared")
+            {
+                inner.push(Declaration::parse(text).map_err(|e| located(*line, e))?);
             }
         }
         let outer = variables.iter().filter(|v| {

@@ -5,10 +5,10 @@
 //! poisoned: shared memory counts as never written, registers hold numbers that are none. So a missing wait is found,
 //! and so is memory that is written again while a copy or a product still reads it.
 //!
-//! - [`barrier`]: `mbarrier`.
-//! - [`bulk`]: `cp.async.bulk`, with and without a tensor map.
-//! - [`product`]: `wgmma`.
-//! - [`lower`]: from the text.
+//! - [`barrier`] is `mbarrier`.
+//! - [`bulk`] is `cp.async.bulk`, with and without a tensor map.
+//! - [`product`] is `wgmma`.
+//! - [`lower()`] reads them from the text.
 
 pub mod barrier;
 pub mod bulk;

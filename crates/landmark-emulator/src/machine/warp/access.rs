@@ -106,7 +106,7 @@ impl Warp<'_> {
     #[inline(always)]
     pub(super) fn aligned<const N: usize>(addresses: &R64, mask: u32) -> Result<(), Fault> {
         for lane in lanes(mask) {
-            if addresses[lane] % N as u64 != 0 {
+            if !addresses[lane].is_multiple_of(N as u64) {
                 let message = format!("{:#x} is not a multiple of {N}", addresses[lane]);
                 return Err(Fault::from(message).lane(lane));
             }
@@ -317,7 +317,7 @@ impl Warp<'_> {
         let size = ty.bytes();
         for lane in lanes(mask) {
             let address = addresses[lane];
-            if address % size as u64 != 0 {
+            if !address.is_multiple_of(size as u64) {
                 return Err(Fault::from(format!("{address:#x} is not a multiple of {size}")).lane(lane));
             }
             let mut bytes = [0; 8];
@@ -368,7 +368,7 @@ impl Warp<'_> {
             if size > length {
                 return Err(at(Fault::from(format!("{size} bytes of {length} are copied"))));
             }
-            if to as usize % length != 0 || from as usize % length != 0 {
+            if !(to as usize).is_multiple_of(length) || !(from as usize).is_multiple_of(length) {
                 return Err(at(Fault::from(format!("{from:#x} or {to:#x} is not a multiple of {length}"))));
             }
             let mut bytes = [0; 16];

@@ -482,10 +482,10 @@ impl Warp<'_> {
             }
             Op::NanoSleep => return Ok(Next::Wait(Wait::Yield)),
             Op::Hopper(op) => {
-                if aligned(op) {
-                    if let Some(wait) = self.missing_any(mask) {
-                        return Ok(Next::Stay(wait));
-                    }
+                if aligned(op)
+                    && let Some(wait) = self.missing_any(mask)
+                {
+                    return Ok(Next::Stay(wait));
                 }
                 let before = cluster.blocks[self.block].hopper.progress;
                 if matches!(op, hopper::Op::BarrierArrive { .. } | hopper::Op::BarrierComplete) {
