@@ -191,7 +191,7 @@ fn compare(cuda: &Cuda, config: &ModelConfig, room: Room, pass: &Pass) {
     engine.initialise(7).unwrap();
     let program = step(engine.model(), pass);
     let layout = engine.model().layout.clone();
-    let model_inputs = engine.model().inputs.clone();
+    let model_inputs = engine.model().inputs;
     let mut inputs = Vec::new();
     let (cpu, arena) = engine.parts();
     for (i, info) in layout.tensors().iter().enumerate() {
