@@ -3,7 +3,7 @@
 //! The name is checked while the command line is parsed; whether the device can be had is asked when the
 //! command starts. `auto` takes the best there is: an NVIDIA GPU if one can be used, else the CPU.
 //!
-//! [`on_device!`] is the one place where a backend is chosen. Everything behind it is generic.
+//! `on_device!` is the one place where a backend is chosen. Everything behind it is generic.
 
 use std::fmt;
 use std::str::FromStr;
