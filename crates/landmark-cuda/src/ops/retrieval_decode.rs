@@ -1,6 +1,6 @@
 //! A step of a few tokens against the landmark memory: what lies between the projections of a layer, in one launch.
 //!
-//! The recorded ops are Rope of the queries in place, Rope of the keys, LandmarkScores, SelectBlocks,
+//! The recorded ops are Rope of the queries (in place or not), Rope of the keys, LandmarkScores, SelectBlocks,
 //! RetrievalAttention, AppendKv. When they come in this order, over one memory, and nobody else reads what passes
 //! between them, the kernel takes all of them; it uses clusters where there are some (sm_90). With grouped queries AppendKv is a launch of
 //! its own, since several clusters read what it writes.
@@ -46,8 +46,7 @@ fn find(ops: &[Op]) -> Option<Found> {
             Op::AppendKv(append),
             ..,
         ] => {
-            let is_chain = turn_q.x == turn_q.out
-                && turn_q.out == scores.q
+            let is_chain = turn_q.out == scores.q
                 && turn_q.out == attend.q
                 && !turn_q.inverse
                 && !turn_k.inverse
@@ -164,7 +163,7 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
     let (m, h) = (attend.memory, attend.heads);
     let x = c.dtype(attend.q.tensor);
     let tensors =
-        [attend.k.tensor, attend.v.tensor, append.k.tensor, append.keys, append.values, append.landmarks];
+        [turn_q.x.tensor, attend.v.tensor, append.k.tensor, append.keys, append.values, append.landmarks];
     let ranks = ranks(&m, c.arch());
     let fits = tensors.iter().all(|&t| c.dtype(t) == x)
         && c.dtype(attend.out) == x
@@ -172,12 +171,12 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
         && serves(x, &m, h.queries, ranks)
         && (select.selection == Selection::PerTokenAndHead
             || (select.selection == Selection::MaxOverTokens && h.queries == 1))
-        && [attend.q, append.k, append.v].iter().all(|cols| {
+        && [turn_q.x, append.k, append.v].iter().all(|cols| {
             (cols.start * x.size()).is_multiple_of(16) && (c.cols(cols.tensor) * x.size()).is_multiple_of(16)
         });
     // What the launch leaves unwritten, or as it was: the turned queries and keys, and the scores.
     let fused = h.heads == h.kv_heads;
-    let between = [turn_q.x.tensor, attend.k.tensor, scores.out];
+    let between = [turn_q.out.tensor, attend.k.tensor, scores.out];
     if !fits || !between.iter().all(|&t| c.is_passing(t, OPS)) {
         return Ok(0);
     }
@@ -188,8 +187,8 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
         defines(x, &m, h.queries, scores.style, fused, attend.shares.is_some(), (ranks, ways.is_some())),
     )?;
     let args = args![
-        c.cols_pointer(attend.q),
-        c.cols(attend.q.tensor) as i32,
+        c.cols_pointer(turn_q.x),
+        c.cols(turn_q.x.tensor) as i32,
         c.cols_pointer(append.k),
         c.cols(append.k.tensor) as i32,
         c.cols_pointer(append.v),
