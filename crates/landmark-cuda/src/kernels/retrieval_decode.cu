@@ -110,6 +110,9 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         table[i] = make_float2(a.cos, a.sin);
     }
 
+    // Wide loads may reach behind the last choice.
+    for (int i = TOKENS * TOPK + thread; i < (TOKENS * TOPK + 3) / 4 * 4; i += THREADS) chosen[i] = NO_BLOCK;
+
     wait_for_launch_ahead();
     for (int i = thread; i < TOKENS * HEAD_DIM; i += THREADS)
         raw[i] = X::load(q[(long long)(b * TOKENS + i / HEAD_DIM) * q_stride + h * HEAD_DIM + i % HEAD_DIM]);
