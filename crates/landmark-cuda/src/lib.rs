@@ -5,7 +5,7 @@
 //! device at hand, specialised by `-D` ([`compile`]), and kept on disk ([`cache`]).
 //!
 //! A program is compiled once: each op's launcher (`ops/`) turns it into launches with all addresses fixed, and from
-//! the second run on the launches are replayed as one CUDA graph ([`plan`]). So no launcher sees data, and whatever
+//! the second run on the launches are replayed as one CUDA graph (`plan`). So no launcher sees data, and whatever
 //! changes from run to run (tokens, positions, counts) is read by kernels from small tensors.
 //!
 //! Results are bitwise repeatable: there are no atomics on floats, and partial sums are added in fixed orders.
