@@ -416,7 +416,7 @@ mod tests {
             ("--lora_r 4 --lora_modules_to_save norm", "norm"),
             ("--lora_r 4 --lora_dropout 1", "--lora-dropout"),
             ("--per_device_train_batch_size 0", "per-device-train-batch-size"),
-            ("--device cuda", "CUDA"),
+            ("--device cuda:4096", "cuda:4096"),
             ("--lr_scheduler_type polynomial", "polynomial"),
         ] {
             let error = resolve(flags).expect_err(flags);
