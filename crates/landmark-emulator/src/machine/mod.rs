@@ -131,7 +131,7 @@ pub struct Cluster<'a> {
     /// The barrier of the cluster, which counts warps.
     pub meeting: Meeting,
     told: (Vec<u32>, Vec<u32>),
-    /// Counts whatever may let a warp that waits go on; see [`Warp::run`].
+    /// Counts whatever may let a warp that waits go on; see `Warp::run`.
     pub events: u64,
     /// Counts instructions.
     pub clock: u64,
