@@ -67,6 +67,18 @@ macro_rules! on_device {
 pub(crate) use on_device;
 
 impl DeviceName {
+    /// Whether a device that was named can be had, for commands that compute nothing, or not yet. `auto` always can, and
+    /// no driver is woken to say so.
+    ///
+    /// # Errors
+    /// As [`select`](Self::select).
+    pub fn check(self) -> Result<()> {
+        match self {
+            DeviceName::Auto => Ok(()),
+            named => named.select().map(|_| ()),
+        }
+    }
+
     /// The device of this name, if it can be had.
     ///
     /// # Errors
@@ -183,6 +195,7 @@ mod tests {
         for (name, said) in
             [(DeviceName::Cuda(4096), "--device cuda:4096: "), (DeviceName::Wgpu, "--device wgpu: ")]
         {
+            assert!(name.check().is_err(), "{name}");
             let error = name.select().unwrap_err();
             assert!(error.to_string().starts_with(said), "{error}");
             assert_eq!((error.exit_code(), error.help().is_some()), (2, true));

@@ -43,7 +43,7 @@ pub struct Plan<'a> {
 /// # Errors
 /// If a file or the model cannot be read, a question is not answered, or a result cannot be written.
 pub fn run(plan: &Plan<'_>, args: &ProbeArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     if let Some(path) = &args.dump_prompts {
         return dump(plan, path, args, report);
     }

@@ -53,7 +53,7 @@ struct Converted {
 /// # Errors
 /// If the layout has no form for the model, the model is incomplete, or the result exists or cannot be written.
 pub fn run(args: &ConvertArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     if args.max_shard_size.is_some_and(|size| size.as_u64() == 0) {
         return Err(Error::flag("--max-shard-size", "must be at least 1 byte", ""));
     }

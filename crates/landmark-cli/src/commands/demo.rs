@@ -77,7 +77,7 @@ struct Outcome {
 /// # Errors
 /// If the flags cannot be followed, or a step fails.
 pub fn run(args: &DemoArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     if args.iterations == Some(0) {
         return Err(Error::flag("--iterations", "must be at least 1", ""));
     }

@@ -49,7 +49,7 @@ fn config(args: &InitArgs, vocab_size: usize) -> ModelConfig {
 /// # Errors
 /// Extents that no model can have, text that cannot be read, a folder that is there already.
 pub fn run(args: &InitArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     let json = match (&args.tokenizer, &args.vocabulary_from) {
         (Some(path), _) => read_bounded(path, LARGEST_TOKENIZER)?,
         (None, Some(folder)) => {

@@ -39,7 +39,7 @@ fn tokenizer(args: &LessonsArgs) -> Result<Tokenizer> {
 /// # Errors
 /// Tasks that are not known, lengths that are too short for them, a disk that fails.
 pub fn run(args: &LessonsArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     let tokenizer = tokenizer(args)?;
     let mut lessons = Lessons {
         lessons: Vec::new(),

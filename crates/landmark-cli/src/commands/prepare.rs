@@ -12,7 +12,7 @@ use crate::report::{Report, duration, scaled};
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn options(args: &PrepareArgs) -> Result<PrepareOptions> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     if !(0.0..=0.5).contains(&args.validation_fraction) {
         let reason = format!("{} is not a fraction from 0 to 0.5", args.validation_fraction);
         return Err(Error::flag(

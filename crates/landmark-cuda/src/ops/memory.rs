@@ -45,7 +45,8 @@ fn append_defines(x: DType, ring: DType, m: &MemoryShape) -> Defines {
     Defines::new().dtype("X_T", x).dtype("RING_T", ring).set("HEAD_DIM", m.head_dim).set("BLOCK", m.block)
 }
 
-fn score_defines(x: DType, m: &MemoryShape, style: RopeStyle) -> Defines {
+/// What every kernel that reads landmarks is compiled for.
+pub(super) fn score_defines(x: DType, m: &MemoryShape, style: RopeStyle) -> Defines {
     let style = style_code(style);
     let extents = Defines::new().set("HEAD_DIM", m.head_dim).set("BLOCK", m.block).set("TOPK", m.top_k);
     extents.dtype("X_T", x).set("STYLE", style)
@@ -250,19 +251,21 @@ pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>)
     c.launch_dependent(&kernel, grid, ATTEND_THREADS, shared as u32, args)
 }
 
+/// A memory of one row and one head, for lists of variants: kernels are compiled for these extents and no others.
+pub(super) fn sample(
+    blocks: usize,
+    head_dim: usize,
+    block: usize,
+    top_k: usize,
+    origin: Origin,
+) -> MemoryShape {
+    MemoryShape { batch: 1, blocks, block, top_k, kv_heads: 1, head_dim, origin }
+}
+
 pub(super) fn variants() -> Vec<Variant> {
-    let shape = |head_dim, block, top_k, origin| MemoryShape {
-        batch: 1,
-        blocks: 1,
-        block,
-        top_k,
-        kv_heads: 1,
-        head_dim,
-        origin,
-    };
-    let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
-    let gpt = shape(64, 51, 4, Origin::BlocksSeen);
-    let small = shape(16, 4, 0, Origin::BlocksSeen);
+    let seven = sample(1, 128, 64, 5, Origin::BlocksRetrieved);
+    let gpt = sample(1, 64, 51, 4, Origin::BlocksSeen);
+    let small = sample(1, 16, 4, 0, Origin::BlocksSeen);
     let mut all = Vec::new();
     for (x, m, style, miss) in [
         (DType::F32, &seven, RopeStyle::Halves, false),

@@ -5,7 +5,7 @@
 //! between them, the kernel takes all of them; it uses clusters where there are some (sm_90). With grouped queries AppendKv is a launch of
 //! its own, since several clusters read what it writes.
 
-use super::memory::{append_kv, origin_code, style_code};
+use super::memory::{append_kv, origin_code, sample, style_code};
 use crate::compile::{Arch, Defines, Variant};
 use crate::paging::Ways;
 use crate::plan::{Compiler, args};
@@ -222,15 +222,7 @@ pub(super) fn try_launch(c: &mut Compiler<'_>) -> Result<usize> {
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let shape = |head_dim, block, top_k, origin| MemoryShape {
-        batch: 1,
-        blocks: 512,
-        block,
-        top_k,
-        kv_heads: 1,
-        head_dim,
-        origin,
-    };
+    let shape = |head_dim, block, top_k, origin| sample(512, head_dim, block, top_k, origin);
     let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
     let gpt = shape(128, 51, 4, Origin::BlocksSeen);
     let wide = shape(256, 64, 5, Origin::BlocksSeen);

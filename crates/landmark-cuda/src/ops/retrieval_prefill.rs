@@ -1,7 +1,7 @@
 //! A long chunk against the landmark memory, on the tensor cores: the choice of blocks without stored scores, and the
 //! attention that reads every block once for all queries that chose it.
 
-use super::memory::{origin_code, style_code};
+use super::memory::{origin_code, sample, score_defines};
 use crate::compile::{Defines, Variant};
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{
@@ -31,13 +31,8 @@ fn tile_bytes(m: &MemoryShape) -> usize {
     m.block.next_multiple_of(16) * (key_stride(m) + m.head_dim * 2 + 16)
 }
 
-fn defines(x: DType, m: &MemoryShape, style: RopeStyle) -> Defines {
-    let extents = Defines::new().set("HEAD_DIM", m.head_dim).set("BLOCK", m.block).set("TOPK", m.top_k);
-    extents.dtype("X_T", x).set("STYLE", style_code(style))
-}
-
 fn attend_defines(x: DType, m: &MemoryShape, style: RopeStyle, choice: bool, shares: bool) -> Defines {
-    let defines = defines(x, m, style).set("ORIGIN", origin_code(m.origin));
+    let defines = score_defines(x, m, style).set("ORIGIN", origin_code(m.origin));
     defines.flag("CHOICE", choice).flag("SHARES", shares)
 }
 
@@ -84,7 +79,7 @@ fn launch_choice(
 ) -> Result<()> {
     let m = scores.memory;
     let turned = c.workspace((m.batch * m.kv_heads * m.blocks * m.head_dim * x.size()) as u64);
-    let defines = defines(x, &m, scores.style);
+    let defines = score_defines(x, &m, scores.style);
     let kernel = c.kernel(CHOICE, "turn_landmarks", defines.clone())?;
     let pairs = (m.blocks * m.head_dim / 2).div_ceil(256) as u32;
     let args = args![
@@ -233,15 +228,7 @@ fn launch_blocks(
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let shape = |head_dim, block, top_k, origin| MemoryShape {
-        batch: 1,
-        blocks: 1,
-        block,
-        top_k,
-        kv_heads: 1,
-        head_dim,
-        origin,
-    };
+    let shape = |head_dim, block, top_k, origin| sample(1, head_dim, block, top_k, origin);
     let seven = shape(128, 64, 5, Origin::BlocksRetrieved);
     let gpt = shape(128, 51, 4, Origin::BlocksSeen);
     let narrow = shape(64, 64, 2, Origin::BlocksSeen);
@@ -253,13 +240,13 @@ pub(super) fn variants() -> Vec<Variant> {
         (DType::Bf16, &narrow, RopeStyle::Halves, true),
         (DType::Bf16, &long, RopeStyle::Pairs, false),
     ] {
-        all.push(Variant::new(CHOICE, defines(x, m, style)));
+        all.push(Variant::new(CHOICE, score_defines(x, m, style)));
         all.push(Variant::new(ATTENTION, attend_defines(x, m, style, true, shares)));
     }
     all.push(Variant::new(ATTENTION, attend_defines(DType::Bf16, &seven, RopeStyle::Halves, false, false)));
     all.push(Variant::new(
         CHOICE,
-        defines(DType::Bf16, &shape(256, 64, 5, Origin::BlocksSeen), RopeStyle::Halves),
+        score_defines(DType::Bf16, &shape(256, 64, 5, Origin::BlocksSeen), RopeStyle::Halves),
     ));
     all
 }

@@ -26,7 +26,7 @@ use crate::settings::{Given, RunArgs};
 /// # Errors
 /// If the file or folder cannot be read.
 pub fn run(args: &InfoArgs, report: &Report) -> Result<()> {
-    args.device.device.select()?;
+    args.device.device.check()?;
     match &args.path {
         None => machine::describe(args, report),
         Some(path) => described(path, report),
