@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     staging: Mutex<Staging>,
     /// One word in which kernels report a bad index.
     pub(crate) status: Pinned,
+    /// One word, 0 between launches, from which the blocks of a kernel draw their work.
+    pub(crate) ticket: Buffer,
     checks: Mutex<Vec<IndexCheck>>,
     transient: Mutex<Option<Arc<Buffer>>>,
     pub(crate) kernels: Kernels,
@@ -73,8 +75,10 @@ impl Shared {
         }
         // Plans over the smaller one hold it; if there is none, its memory is needed now.
         *held = None;
-        let what =
-            format!("the activations of {program}; a smaller batch or activation checkpointing needs less");
+        let what = format!(
+            "the activations of {program}; a smaller batch, shorter chunks (--mid-length), a memory that is not all on the device \
+             (--device-memory) or activation checkpointing needs less"
+        );
         let buffer = Arc::new(Buffer::new(&self.device, bytes, &what)?);
         *held = Some(buffer.clone());
         Ok(buffer)
@@ -144,6 +148,8 @@ impl Cuda {
         };
         let staging = Mutex::new(Staging::new(&device, apply)?);
         let status = Pinned::new(&device, 8, "messages of kernels")?;
+        let ticket = Buffer::new(&device, 4, "kernels that hand out work")?;
+        device.zero(ticket.address, 4)?;
         let is_on = |name| std::env::var_os(name).is_some_and(|v| v == "1");
         let (is_cautious, is_profiling) = (is_on("LANDMARK_CUDA_CAUTIOUS"), is_on("LANDMARK_CUDA_PROFILE"));
         let (checks, transient, cublaslt) = (Mutex::default(), Mutex::default(), OnceLock::new());
@@ -151,6 +157,7 @@ impl Cuda {
             shared: Arc::new(Shared {
                 staging,
                 status,
+                ticket,
                 checks,
                 transient,
                 kernels,
@@ -202,11 +209,10 @@ impl Cuda {
 
     fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let shared = &self.shared;
-        let _turn = shared.turn()?;
-        let mut to = vec![0; bytes];
-        shared.device.download(address, &mut to)?;
+        let mut turn = shared.turn()?;
+        let found = turn.download(&shared.device, address, bytes)?;
         shared.report()?;
-        Ok(to)
+        Ok(found)
     }
 }
 

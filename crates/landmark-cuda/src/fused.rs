@@ -53,6 +53,9 @@ pub struct FusedForward {
     pub out: HeadsAt,
     /// Log of the outer sums `(B, H, Nq)` f32, `=`; negative infinity where a query has nothing to attend to.
     pub lse: u64,
+    /// `(1)` u32, 0 before the first call and left at 0 by every call. Calls that may run at the same time, on different streams,
+    /// need one each. The backward pass does not use it.
+    pub ticket: u64,
 }
 
 /// Where a backward pass reads and writes, all in the memory of the device.
@@ -108,7 +111,7 @@ impl FusedAttention {
     }
 
     fn backward(&self, at: &FusedGradients) -> FusedBackward {
-        let FusedForward { q, k, v, phases, out, lse } = at.forward;
+        let FusedForward { q, k, v, phases, out, lse, ticket: _ } = at.forward;
         let FusedGradients { dout, dq, dk, dv, .. } = *at;
         let block = self.block.unwrap_or(0);
         let (heads, dtype, scale) = (self.heads, self.dtype, self.scale());
@@ -131,7 +134,8 @@ impl Cuda {
     ///
     /// # Safety
     /// Every element that `at` describes lies in memory that the device may access, and stays there until the stream has run the
-    /// kernel. Nothing else writes `out` and `lse` meanwhile, nor reads them; nothing writes the inputs. The stream is alive.
+    /// kernel. Nothing else writes `out`, `lse` and `ticket` meanwhile, nor reads them; nothing writes the inputs. The stream is
+    /// alive.
     pub unsafe fn fused_landmark_attention(
         &self,
         attention: &FusedAttention,
@@ -139,16 +143,19 @@ impl Cuda {
         stream: *mut c_void,
     ) -> Result<()> {
         attention.check()?;
-        let FusedForward { q, k, v, phases, out, lse } = *at;
+        let FusedForward { q, k, v, phases, out, lse, ticket } = *at;
         let (block, scale) = (attention.block.unwrap_or(0), attention.scale());
-        let fused =
-            Fused { heads: attention.heads, block, dtype: attention.dtype, scale, q, k, v, out, phases, lse };
+        let (heads, dtype) = (attention.heads, attention.dtype);
+        let fused = Fused { heads, block, dtype, scale, q, k, v, out, phases, ticket, lse };
         let shared = self.shared();
         if self.info().capability != 90 {
             return Err(unsupported(format!("{} is not a Hopper GPU", self.info().name)));
         }
         if let Some(reason) = fused.refusal() {
             return Err(unsupported(reason));
+        }
+        if ticket == 0 || !ticket.is_multiple_of(4) {
+            return Err(unsupported("the ticket is no address of a u32"));
         }
         shared.device.enter()?;
         let Some((file, function, defines)) = fused.kernel() else { return Err(unsupported("these sizes")) };

@@ -107,6 +107,11 @@ impl Compiler<'_> {
         self.info(tensor).dtype
     }
 
+    /// A word that is 0 between launches, for kernels that hand out work and leave it so.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.shared.ticket.address
+    }
+
     /// Columns of a tensor seen as a matrix: the stride of its rows.
     pub(crate) fn cols(&self, tensor: Tensor) -> usize {
         self.shape(tensor).cols()

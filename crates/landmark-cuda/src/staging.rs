@@ -1,4 +1,4 @@
-//! Small writes, gathered in pinned memory and applied by one kernel.
+//! Small writes, gathered in pinned memory and applied by one kernel; and reads, which come by pinned memory too.
 //!
 //! A step of decoding writes a handful of tensors of a few bytes each. As copies they would cost several microseconds
 //! each; here they wait in pinned memory until the next run or read, and one launch stores all of them. Segments are
@@ -16,6 +16,9 @@ const SEGMENT: usize = 128 << 10;
 const ENTRIES: usize = 512;
 /// Bytes of an entry: address, offset, length. `struct Write` of `kernels/apply_writes.cu`.
 const ENTRY: usize = 16;
+/// Bytes of reads that come by pinned memory: the logits of a batch. (By the driver's own, a vocabulary of 50,304 took
+/// longer to arrive than a layer to compute.)
+const BACK: usize = 4 << 20;
 
 #[derive(Debug)]
 struct Entry {
@@ -36,14 +39,26 @@ pub(crate) struct Staging {
     targets: Vec<Arc<Buffer>>,
     /// `apply_writes`, its arguments still to be set.
     apply: Launch,
+    /// Where reads arrive.
+    back: Pinned,
 }
 
 impl Staging {
     pub(crate) fn new(device: &Arc<Device>, apply: Launch) -> Result<Staging> {
         let memory = Pinned::new(device, SEGMENTS * SEGMENT, "inputs on their way to the device")?;
+        let back = Pinned::new(device, BACK, "results on their way from the device")?;
         let passed = (0..SEGMENTS).map(|_| Event::new()).collect::<Result<_>>()?;
         let entries = Vec::with_capacity(ENTRIES);
-        Ok(Staging { memory, passed, segment: 0, used: ENTRIES * ENTRY, entries, targets: Vec::new(), apply })
+        Ok(Staging {
+            memory,
+            passed,
+            segment: 0,
+            used: ENTRIES * ENTRY,
+            entries,
+            targets: Vec::new(),
+            apply,
+            back,
+        })
     }
 
     /// Takes a write of at most [`LARGEST`] bytes, into `target`.
@@ -69,6 +84,18 @@ impl Staging {
         self.entries.push(Entry { address, offset: self.used as u32, bytes: bytes.len() as u32 });
         self.used = (self.used + bytes.len()).next_multiple_of(16);
         Ok(())
+    }
+
+    /// Copies from the device, after everything launched so far, and waits.
+    pub(crate) fn download(&mut self, device: &Device, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        if bytes > BACK {
+            let mut to = vec![0; bytes];
+            device.download(address, &mut to)?;
+            return Ok(to);
+        }
+        let from = &mut self.back.slice_mut()[..bytes];
+        device.download(address, from)?;
+        Ok(from.to_vec())
     }
 
     /// Launches what waits.

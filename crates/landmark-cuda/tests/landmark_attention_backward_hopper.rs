@@ -65,6 +65,7 @@ fn heads_ahead_of_rows() {
     let [k, v, dk, dv] = ["k", "v", "dk", "dv"].map(|name| tensor(name, h.kv_heads, h.keys));
     let phases = layout.add("phases", DType::U32, [h.batch]);
     let lse = layout.add("lse", DType::F32, [h.batch, h.heads, h.queries]);
+    let ticket = layout.add("ticket", DType::U32, [1]);
     let workspace = layout.add("workspace", DType::U32, [attention.backward_workspace() as usize / 4]);
     let mut arena = cuda.allocate(&layout).unwrap();
     for (tensor, values, heads) in [
@@ -95,6 +96,7 @@ fn heads_ahead_of_rows() {
         phases: arena.address(phases),
         out: at(out),
         lse: arena.address(lse),
+        ticket: arena.address(ticket),
     };
     let workspace = arena.address(workspace);
     let gradients = FusedGradients { forward, dout: at(dout), dq: at(dq), dk: at(dk), dv: at(dv), workspace };

@@ -252,6 +252,7 @@ fn heads_ahead_of_rows_through_the_call() {
     let phases = layout.add("phases", DType::U32, [2]);
     let out = layout.add("out", BF16, [h.batch, h.heads, h.queries, h.head_dim]);
     let lse = layout.add("lse", DType::F32, [h.batch, h.heads, h.queries]);
+    let ticket = layout.add("ticket", DType::U32, [1]);
     let mut arena = cuda.allocate(&layout).unwrap();
     for (tensor, bytes) in &tensors {
         cuda.write(&mut arena, *tensor, bytes).unwrap();
@@ -270,11 +271,13 @@ fn heads_ahead_of_rows_through_the_call() {
         phases: arena.address(phases),
         out: at(out, h.queries, h.heads),
         lse: arena.address(lse),
+        ticket: arena.address(ticket),
     };
     // SAFETY: all of it lies in the arena, which nothing else uses, and is waited for below.
     unsafe { cuda.fused_landmark_attention(&attention, &places, std::ptr::null_mut()) }.unwrap();
     let found = values(BF16, &now(cuda.read(&arena, out)).unwrap());
     let lse = values(DType::F32, &now(cuda.read(&arena, lse)).unwrap());
+    assert_eq!(now(cuda.read(&arena, ticket)).unwrap(), [0; 4], "the ticket is left as it was found");
     // Heads and rows change places: the same function the other way round.
     let found = [transposed(&found, h.heads, h.queries, h.head_dim), lse];
     let [q, k, v] = &inputs;
@@ -294,6 +297,7 @@ fn heads_ahead_of_rows_through_the_call() {
         refused(FusedAttention { dtype: DType::F32, ..attention }, places).contains("instead of bf16 or f16")
     );
     assert!(refused(FusedAttention { block: Some(1), ..attention }, places).contains("no ordinary token"));
+    assert!(refused(attention, FusedForward { ticket: 0, ..places }).contains("ticket"));
     let askew = FusedForward { k: HeadsAt { row: 65, ..places.k }, ..places };
     assert!(refused(attention, askew).contains("multiples of 16 bytes"));
     let more = Heads { queries: 131, ..h };

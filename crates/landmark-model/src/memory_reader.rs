@@ -90,6 +90,9 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let (tensor, vocab) =
             (model.inputs.logits.expect("logits of an engine with room"), model.config.vocab_size);
         let all = self.engine.read_first::<f32>(tensor, rows.len() * vocab).await?;
+        if let [row] = rows {
+            return Ok(vec![(!row.is_empty()).then_some(all)]);
+        }
         let of = |(row, logits): (&&[u32], &[f32])| (!row.is_empty()).then(|| logits.to_vec());
         Ok(rows.iter().zip(all.chunks_exact(vocab)).map(of).collect())
     }

@@ -71,17 +71,16 @@ impl Sampling {
     /// If a logit is not a number or +∞, or no token is left. A logit of -∞ is a token that cannot occur.
     pub fn choose(&self, logits: &[f32], banned: &[u32], random: &mut impl Rng) -> Result<u32, SampleError> {
         self.validate()?;
-        if let Some(token) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        if let Some(token) = not_finite(logits) {
             return Err(SampleError::NotFinite(token));
+        }
+        if self.temperature == 0.0 {
+            return likeliest(logits, banned).ok_or(SampleError::NoToken(logits.len()));
         }
         let mut allowed: Vec<(u32, f32)> = (0u32..)
             .zip(logits.iter().copied())
             .filter(|(token, logit)| *logit > f32::NEG_INFINITY && !banned.contains(token))
             .collect();
-        if self.temperature == 0.0 {
-            return best(&allowed).ok_or(SampleError::NoToken(logits.len()));
-        }
-        allowed.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         self.keep_top_k(&mut allowed);
         let mut weights = self.weights(&allowed);
         self.keep_top_p(&mut weights);
@@ -96,12 +95,15 @@ impl Sampling {
         Ok(allowed[chosen].0)
     }
 
-    fn keep_top_k(&self, sorted: &mut Vec<(u32, f32)>) {
-        let Some(k) = self.top_k else { return };
-        if let Some(&(_, least)) = sorted.get(k - 1) {
-            let kept = sorted.partition_point(|&(_, logit)| logit >= least);
-            sorted.truncate(kept);
+    /// Puts the likeliest first, and drops what top-k drops.
+    fn keep_top_k(&self, allowed: &mut Vec<(u32, f32)>) {
+        let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(k) = self.top_k.filter(|&k| k < allowed.len()) {
+            // Few of many thousands are kept: only those are sorted.
+            let least = allowed.select_nth_unstable_by(k - 1, likelier).1.1;
+            allowed.retain(|&(_, logit)| logit >= least);
         }
+        allowed.sort_unstable_by(likelier);
     }
 
     /// Probabilities up to a common factor, likeliest first.
@@ -125,15 +127,33 @@ impl Sampling {
     }
 }
 
-/// The token with the highest logit; of several, the lowest id.
-fn best(allowed: &[(u32, f32)]) -> Option<u32> {
-    let mut best = *allowed.first()?;
-    for &(token, logit) in &allowed[1..] {
-        if logit > best.1 {
-            best = (token, logit);
+/// Numbers that are looked at together: a loop over so many has no branch and becomes vector instructions, which a
+/// vocabulary of fifty thousand for every token is worth.
+const TOGETHER: usize = 64;
+
+/// The first logit that is not a number, or infinite.
+fn not_finite(logits: &[f32]) -> Option<usize> {
+    let is_broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    let piece =
+        logits.chunks(TOGETHER).position(|piece| piece.iter().fold(false, |any, x| any | is_broken(x)))?;
+    let first = piece * TOGETHER;
+    Some(first + logits[first..].iter().position(is_broken)?)
+}
+
+/// The token with the highest logit above -∞ that is not banned; of several, the lowest id.
+fn likeliest(logits: &[f32], banned: &[u32]) -> Option<u32> {
+    let mut best = (None, f32::NEG_INFINITY);
+    for (piece, first) in logits.chunks(TOGETHER).zip((0u32..).step_by(TOGETHER)) {
+        let is_better = piece.iter().fold(false, |any, &logit| any | (logit > best.1));
+        if is_better {
+            for (token, &logit) in (first..).zip(piece) {
+                if logit > best.1 && !banned.contains(&token) {
+                    best = (Some(token), logit);
+                }
+            }
         }
     }
-    Some(best.0)
+    best.0
 }
 
 #[cfg(test)]

@@ -70,6 +70,7 @@ impl LandmarkAttention {
         let (mut out, mut sums) = unsafe {
             (device.alloc::<bf16>(shape.elem_count())?, device.alloc::<f32>(batch * heads * queries)?)
         };
+        let mut ticket = device.alloc_zeros::<u32>(1)?;
         {
             let [(q, q_layout), (k, k_layout), (v, v_layout)] = sides;
             let (q, _q) = reading(q.as_cuda_slice::<bf16>()?, &stream);
@@ -79,6 +80,7 @@ impl LandmarkAttention {
             let (phases, _phases) = reading(on_device(&phases)?.as_cuda_slice::<u32>()?, &stream);
             let (out, _out) = out.device_ptr_mut(&stream);
             let (lse, _lse) = sums.device_ptr_mut(&stream);
+            let (ticket, _ticket) = ticket.device_ptr_mut(&stream);
             let at = FusedForward {
                 q: heads_at(q, q_layout)?,
                 k: heads_at(k, k_layout)?,
@@ -86,6 +88,7 @@ impl LandmarkAttention {
                 phases,
                 out: heads_at(out, &Layout::contiguous(&shape))?,
                 lse,
+                ticket,
             };
             // SAFETY: candle's tensors lie in the device's primary context and are freed in the order of its stream,
             // on which the kernel is queued.
@@ -148,6 +151,7 @@ impl Gradients<'_> {
                     phases,
                     out: heads_at(out, out_layout)?,
                     lse,
+                    ticket: 0,
                 },
                 dout: heads_at(dout, dout_layout)?,
                 dq: dq?,

@@ -16,8 +16,9 @@
 // at issuing, so that one multiplies while the other exponentiates. Tiles come from the diagonal backwards; those that some row
 // sees in part are masked, all others take the path without a comparison.
 //
-// The grid is one block an SM and walks a fixed list: longest rows of tiles first, forwards and backwards in turn, so the
-// work is level; heads in groups whose keys and values stay in the L2 cache.
+// The grid is one block an SM. Work is handed out in the order of a list, to whichever block is free: heads in groups whose
+// keys and values stay in the L2 cache, in a group the longest rows of tiles first. (Dealing the list out beforehand left
+// multiprocessors idle for up to a third of the time.) Which block computes a row makes no difference to it.
 //
 // -DBLOCK=n, positions of a block, 8 or more; 0: plain causal attention. -DHEAD_DIM, a multiple of 16. -DTILE, keys of a
 // tile, a multiple of 16. -DHALF_F16=1. Rejected: the outer maximum known beforehand from the landmarks' keys (a pass of its own
@@ -54,12 +55,15 @@ struct Item {
     int batch, head, row, phase, tiles;
 };
 
-// The place of `rank` in the list of work. False: there is no more.
-__device__ __forceinline__ bool find_item(Item &item, const Shape &shape, const u32 *phases, int round) {
-    const int turned = round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    const int rank = round * gridDim.x + turned;
-    const int query_tiles = (shape.queries + ROWS - 1) / ROWS, pairs = shape.batch * shape.heads;
-    if (rank >= query_tiles * pairs) return false;
+__device__ __forceinline__ int query_tiles_of(const Shape &shape) { return (shape.queries + ROWS - 1) / ROWS; }
+
+// How long the list of work is.
+__device__ __forceinline__ int items_of(const Shape &shape) { return query_tiles_of(shape) * shape.batch * shape.heads; }
+
+// What stands at `rank` in the list.
+__device__ __forceinline__ Item find_item(const Shape &shape, const u32 *phases, int rank) {
+    Item item;
+    const int query_tiles = query_tiles_of(shape), pairs = shape.batch * shape.heads;
     const int group = rank / (shape.heads_at_once * query_tiles);
     const int first = group * shape.heads_at_once;
     const int width = min(shape.heads_at_once, pairs - first);
@@ -71,7 +75,7 @@ __device__ __forceinline__ bool find_item(Item &item, const Shape &shape, const 
     item.phase = BLOCK ? phases[item.batch] % max(BLOCK, 1) : 0;
     const int last = min(item.row + ROWS, shape.queries) - 1;
     item.tiles = (item.phase + shape.keys - shape.queries + last) / SPAN + 1;
-    return true;
+    return item;
 }
 
 // What a thread of a computing warp group keeps of its two rows.
@@ -274,6 +278,7 @@ __device__ __forceinline__ void issue_values(Rows &rows, u32 values) {
 // Addresses of everything in shared memory.
 struct Places {
     u32 queries, keys, values, staging, barriers;
+    volatile int *rank; // of the item whose queries are here, written before `query_full`; past the list's end: no more
     __device__ u32 query_full() const { return barriers; }
     __device__ u32 query_empty() const { return barriers + 8; }
     __device__ u32 key_full(int stage) const { return barriers + 16 + 8 * stage; }
@@ -296,11 +301,12 @@ __device__ __forceinline__ void load_tile(const TensorMap *map, u32 to, u32 barr
         tma_load(to + p * TILE * 128, map, barrier, 64 * p, item.head / shape.heads_per_kv, tile * SPAN - item.phase, item.batch);
 }
 
-__device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, const TensorMap *v, const u32 *phases, const Shape &shape,
-                        const Places &at) {
-    Item item;
-    int number = 0;
-    for (int round = 0; find_item(item, shape, phases, round); ++round) {
+__device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, const TensorMap *v, const u32 *phases, u32 *ticket,
+                                        const Shape &shape, const Places &at) {
+    const int items = items_of(shape);
+    int number = 0, rank = blockIdx.x, round = 0;
+    for (; rank < items; ++round) {
+        const Item item = find_item(shape, phases, rank);
         for (int tile = item.tiles - 1; tile >= -1; --tile) {
             if (tile >= 0) {
                 const Turn turn(number + item.tiles - 1 - tile);
@@ -309,6 +315,7 @@ __device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, 
             }
             if (tile == item.tiles - 1) {
                 mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
+                *at.rank = rank;
                 mbarrier_arrive_expect(at.query_full(), QUERY_BYTES);
 #pragma unroll
                 for (int p = 0; p < PANELS; ++p)
@@ -321,7 +328,13 @@ __device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, 
             }
         }
         number += item.tiles;
+        // Each block takes its first item unasked and asks until there is no more: as many tickets as items, and the count
+        // is back at 0.
+        rank = gridDim.x + atomicInc(ticket, items - 1);
     }
+    mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
+    *at.rank = rank;
+    mbarrier_arrive(at.query_full());
 }
 
 // One step: scores of `tile` beside the values of the tile before.
@@ -394,12 +407,16 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
     const bool leader = threadIdx.x % 128 == 0, speaker = lane == 0;
     const u32 queries = at.queries + group * GROUP_ROWS * 128;
     const u32 staging = at.staging + group * GROUP_ROWS * 128;
-    Item item;
+    const int items = items_of(shape);
     Rows rows;
     rows.lane = lane % 4;
     int number = 0;
     if (group == 1) barrier_arrive(1, 256);
-    for (int round = 0; find_item(item, shape, phases, round); ++round) {
+    for (int round = 0;; ++round) {
+        mbarrier_wait(at.query_full(), round & 1);
+        const int rank = *at.rank;
+        if (rank >= items) break;
+        const Item item = find_item(shape, phases, rank);
         // Position of this warp group's first query, its last tile, and the first tile not wholly past for all its rows.
         const int start = item.phase + shape.keys - shape.queries + item.row + group * GROUP_ROWS;
         const int top = min((start + GROUP_ROWS - 1) / SPAN, item.tiles - 1);
@@ -413,7 +430,6 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
 #pragma unroll
         for (int i = 0; i < HEAD_DIM / 2; ++i) rows.out[i] = 0;
         int tile = item.tiles - 1;
-        mbarrier_wait(at.query_full(), round & 1);
         // Tiles that only the other warp group sees.
         for (; tile > top; --tile, ++number) {
             const Turn turn(number);
@@ -469,7 +485,7 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-            const __grid_constant__ TensorMap out, const u32 *phases, float *lse, int batch, int heads, int heads_per_kv, int queries,
+            const __grid_constant__ TensorMap out, const u32 *phases, u32 *ticket, float *lse, int batch, int heads, int heads_per_kv, int queries,
             int keys, int heads_at_once, float scale_log2) {
     const Shape shape = {batch, heads, heads_per_kv, queries, keys, heads_at_once, scale_log2};
     extern __shared__ __align__(1024) unsigned char memory[];
@@ -479,6 +495,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     at.values = at.keys + STAGES * TILE_BYTES;
     at.staging = OWN_STAGING ? at.values + STAGES * TILE_BYTES : at.queries;
     at.barriers = at.values + STAGES * TILE_BYTES + (OWN_STAGING ? QUERY_BYTES : 0);
+    at.rank = reinterpret_cast<volatile int *>(memory + (at.barriers - at.queries) + BARRIER_BYTES - 8);
     if (threadIdx.x == 0) {
         tma_prefetch_map(&q), tma_prefetch_map(&k), tma_prefetch_map(&v), tma_prefetch_map(&out);
         mbarrier_init(at.query_full(), 1);
@@ -495,7 +512,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     wait_for_launch_ahead();
     if (threadIdx.x < 128) {
         registers_shrink<24>();
-        if (threadIdx.x == 0) produce(&q, &k, &v, phases, shape, at);
+        if (threadIdx.x == 0) produce(&q, &k, &v, phases, ticket, shape, at);
     } else {
         registers_grow<240>();
         consume(&out, phases, lse, shape, at);

@@ -53,6 +53,8 @@ pub(crate) struct Fused {
     pub(crate) out: HeadsAt,
     /// `(B)` u32; anything without landmarks.
     pub(crate) phases: u64,
+    /// `(1)` u32, 0 between launches, of one launch at a time.
+    pub(crate) ticket: u64,
     /// `(B, H, Nq)` f32.
     pub(crate) lse: u64,
 }
@@ -161,6 +163,7 @@ impl Fused {
             self.map(self.v, keys, kv_heads, tile as u32)?,
             self.map(self.out, queries, heads, GROUP_ROWS)?,
             self.phases,
+            self.ticket,
             self.lse,
             batch as i32,
             heads as i32,
@@ -207,6 +210,7 @@ pub(super) fn try_launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result
         v: side(op.v, h.keys, c),
         out: side(Cols::all(op.out, h.heads * h.head_dim), h.queries, c),
         phases,
+        ticket: c.ticket(),
         lse: c.pointer(op.lse),
     };
     let (None, Some((file, function, defines))) = (fused.refusal(), fused.kernel()) else { return Ok(false) };

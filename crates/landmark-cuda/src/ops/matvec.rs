@@ -18,6 +18,9 @@ const WARPS: usize = 16;
 /// Steps of 1 KiB that each warp has under way, at best. Two launches fit a multiprocessor's shared memory, so that one
 /// fills its rings while the other ends.
 const DEPTH: usize = 6;
+/// The same where rows are short and a launch is over after a few steps: then three launches fit.
+const SHORT_DEPTH: usize = 4;
+const SHORT_ROW: usize = 2048;
 const TWO_FIT: usize = 113 * 1024;
 const ONE_FITS: usize = 220 * 1024;
 
@@ -96,7 +99,8 @@ fn bytes_of_shared(rows: usize, inner: usize, depth: usize) -> usize {
 /// The depth of the rings, if x fits beside them.
 fn depth(rows: usize, inner: usize) -> Option<usize> {
     let fits = |limit: usize, depth: usize| bytes_of_shared(rows, inner, depth) <= limit;
-    (4..=DEPTH).rev().find(|&d| fits(TWO_FIT, d)).or_else(|| fits(ONE_FITS, DEPTH).then_some(DEPTH))
+    let most = if inner <= SHORT_ROW { SHORT_DEPTH } else { DEPTH };
+    (4..=most).rev().find(|&d| fits(TWO_FIT, d)).or_else(|| fits(ONE_FITS, DEPTH).then_some(DEPTH))
 }
 
 /// Whether the kernel serves a product.

@@ -114,12 +114,16 @@ fn run_on<B: Backend>(
     engine.initialise(run.seed)?;
     let training_tokens = training.tokens_per_step() as usize;
     let (parameters, flops) = (engine.model().parameter_count(), flops(&engine, is_forward, run, &training));
-    let (what, times) = match is_forward {
-        true => ("forward", forward(&mut engine, &windows, run, args.steps, report)?),
+    // The device's memory is looked at while the model is still there.
+    let (what, times, device_memory_bytes) = match is_forward {
+        true => {
+            let times = forward(&mut engine, &windows, run, args.steps, report)?;
+            ("forward", times, memory_in_use(device))
+        }
         false => {
             let mut trainer = Trainer::new(engine, training);
             let step = |_| Ok(block_on(trainer.step(&windows)).map(|_| ())?);
-            ("train", measure(args.steps, report, step)?)
+            ("train", measure(args.steps, report, step)?, memory_in_use(device))
         }
     };
     let tokens = training_tokens;
@@ -136,7 +140,7 @@ fn run_on<B: Backend>(
         threads: rayon::current_num_threads(),
         peak_memory_bytes: peak_memory(),
         device: super::name(device),
-        device_memory_bytes: memory_in_use(device),
+        device_memory_bytes,
         settings: shape(run),
     };
     report.json(&outcome)?;
