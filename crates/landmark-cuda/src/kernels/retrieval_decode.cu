@@ -113,25 +113,47 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     // Wide loads may reach behind the last choice.
     for (int i = TOKENS * TOPK + thread; i < (TOKENS * TOPK + 3) / 4 * 4; i += THREADS) chosen[i] = NO_BLOCK;
 
+    // Angles to the few places that a query is turned to: cosines and sines stand where what they turn is going to.
+    auto turns = [&](auto &&turn) {
+        for (int i = thread; i < TOKENS * TURNED * (HEAD_DIM / 2); i += THREADS) {
+            int pair = i % (HEAD_DIM / 2), what = i / (HEAD_DIM / 2) % TURNED, t = i / (HEAD_DIM / 2) / TURNED;
+            int e = STYLE == 0 ? 2 * pair : pair, f = STYLE == 0 ? e + 1 : e + HEAD_DIM / 2;
+            float *to = turned + (t * TURNED + what) * HEAD_DIM;
+            turn(t, what, pair, e, f, to[e], to[f]);
+        }
+    };
+    turns([&](int t, int what, int pair, int, int, float &cos, float &sin) {
+        int back = what == 0 ? BLOCK - 1 : what < SLOTS_FROM ? what * BLOCK + BLOCK - 1 : (what - SLOTS_FROM) * BLOCK;
+        Angle a = angle_of(float(positions[b * TOKENS + t] - back) * frequencies[pair]);
+        cos = a.cos, sin = a.sin;
+    });
+    // The first landmarks were written by earlier steps: they arrive while the kernel before ends.
+    const int part = lane % SPAN, piece = part * EPL;
+    const bool has = part < LANES;
+    uint4 key[4];
+    auto load_landmarks = [&](int from) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
+            key[r] = make_uint4(0, 0, 0, 0);
+            if (j < last && has)
+                key[r] = *reinterpret_cast<const uint4 *>(marks + (long long)slot_of(j) * HEAD_DIM + piece);
+        }
+    };
+    load_landmarks(first);
+
     wait_for_launch_ahead();
     for (int i = thread; i < TOKENS * HEAD_DIM; i += THREADS)
         raw[i] = X::load(q[(long long)(b * TOKENS + i / HEAD_DIM) * q_stride + h * HEAD_DIM + i % HEAD_DIM]);
     __syncthreads();
-    for (int i = thread; i < TOKENS * TURNED * (HEAD_DIM / 2); i += THREADS) {
-        int pair = i % (HEAD_DIM / 2), what = i / (HEAD_DIM / 2) % TURNED, t = i / (HEAD_DIM / 2) / TURNED;
-        int back = what == 0 ? BLOCK - 1 : what < SLOTS_FROM ? what * BLOCK + BLOCK - 1 : (what - SLOTS_FROM) * BLOCK;
-        Angle a = angle_of(float(positions[b * TOKENS + t] - back) * frequencies[pair]);
-        int e = STYLE == 0 ? 2 * pair : pair, f = STYLE == 0 ? e + 1 : e + HEAD_DIM / 2;
-        float x = raw[t * HEAD_DIM + e], y = raw[t * HEAD_DIM + f];
-        float *to = turned + (t * TURNED + what) * HEAD_DIM;
-        to[e] = x * a.cos - y * a.sin;
-        to[f] = y * a.cos + x * a.sin;
-    }
+    turns([&](int t, int, int, int e, int f, float &first, float &second) {
+        float x = raw[t * HEAD_DIM + e], y = raw[t * HEAD_DIM + f], cos = first, sin = second;
+        first = x * cos - y * sin;
+        second = y * cos + x * sin;
+    });
     __syncthreads();
 
     // ---- scores of this block's share of the landmarks
-    const int part = lane % SPAN, piece = part * EPL;
-    const bool has = part < LANES;
     const int each = (blocks + RANKS - 1) / RANKS;
     {
         float away[TOKENS][EPL];
@@ -140,14 +162,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #pragma unroll
             for (int e = 0; e < EPL; e++) away[t][e] = has ? turned[t * TURNED * HEAD_DIM + piece + e] : 0.0f;
         for (int from = first; from < last; from += 4 * ROUND_KEYS) {
-            uint4 key[4];
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
-                key[r] = make_uint4(0, 0, 0, 0);
-                if (j < last && has)
-                    key[r] = *reinterpret_cast<const uint4 *>(marks + (long long)slot_of(j) * HEAD_DIM + piece);
-            }
+            if (from > first) load_landmarks(from);
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
