@@ -157,6 +157,20 @@ template <int T, int N> __device__ __forceinline__ void store(storage<T> *to, co
     }
 }
 
+// ---- shared memory ----
+
+// An address in the window of shared memory, as instructions on it want it.
+__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Copies 16 bytes to shared memory without waiting; zeros where `valid` is not set (`from` is not read then).
+__device__ __forceinline__ void copy_async(u32 to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> __device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // ---- sums ----
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -36,18 +36,6 @@ template <int TYPE> __device__ __forceinline__ void unpack(const uint4 &x, float
     }
 }
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
-
-// Copies 16 bytes to shared memory without waiting; zeros where `valid` is not set.
-__device__ __forceinline__ void copy_async(u32 to, const void *from, bool valid) {
-    int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 // c += a · b on the tensor cores; a (16, 16) by rows, b (16, 8) by columns, both 16-bit of the given type.
 template <int TYPE>
 __device__ __forceinline__ void mma_16816(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

@@ -21,8 +21,6 @@
 #define HALF_KIND "bf16"
 #endif
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-
 // ---- Barriers in shared memory -------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {

@@ -17,8 +17,6 @@
 #define HALF_T 1
 #endif
 
-__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
-
 // Four 8 x 8 matrices; lane l names row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix4(unsigned (&r)[4], unsigned address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -68,16 +66,6 @@ __device__ __forceinline__ float2 unpack(unsigned x) {
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(y.x), "=f"(y.y) : "r"(x));
     return y;
 #endif
-}
-
-// 16 bytes from global to shared memory; zeros where `valid` is false (`from` is not read then).
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING>
-__device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // 2 to the power of x, flushing what is too small.
