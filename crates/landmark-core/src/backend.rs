@@ -70,4 +70,21 @@ pub trait Backend: Sized {
         tensor: Tensor,
         elements: Range<usize>,
     ) -> impl Future<Output = Result<Vec<u8>>>;
+
+    /// The same into bytes that are there already, for what is read after every token.
+    ///
+    /// # Panics
+    /// When they are not as many.
+    fn read_into(
+        &self,
+        arena: &Self::Arena,
+        tensor: Tensor,
+        elements: Range<usize>,
+        to: &mut [u8],
+    ) -> impl Future<Output = Result<()>> {
+        async move {
+            to.copy_from_slice(&self.read_at(arena, tensor, elements).await?);
+            Ok(())
+        }
+    }
 }

@@ -197,22 +197,16 @@ impl Cuda {
         plan.profile(&self.shared)
     }
 
-    fn read_span(&self, arena: &CudaArena, tensor: Tensor, address: u64, bytes: usize) -> Result<Vec<u8>> {
-        match arena.rings_of(tensor) {
-            Some(rings) => {
-                self.wait()?;
-                Ok(rings.read(address, bytes))
-            }
-            None => self.download(address, bytes),
+    fn read_span(&self, arena: &CudaArena, tensor: Tensor, address: u64, to: &mut [u8]) -> Result<()> {
+        if let Some(rings) = arena.rings_of(tensor) {
+            self.wait()?;
+            rings.read(address, to);
+            return Ok(());
         }
-    }
-
-    fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let shared = &self.shared;
         let mut turn = shared.turn()?;
-        let found = turn.download(&shared.device, address, bytes)?;
-        shared.report()?;
-        Ok(found)
+        turn.download(&shared.device, address, to)?;
+        shared.report()
     }
 }
 
@@ -280,11 +274,27 @@ impl Backend for Cuda {
     }
 
     async fn read(&self, arena: &CudaArena, tensor: Tensor) -> Result<Vec<u8>> {
-        self.read_span(arena, tensor, arena.address(tensor), arena.layout.info(tensor).bytes())
+        let mut to = vec![0; arena.layout.info(tensor).bytes()];
+        self.read_span(arena, tensor, arena.address(tensor), &mut to)?;
+        Ok(to)
     }
 
     async fn read_at(&self, arena: &CudaArena, tensor: Tensor, elements: Range<usize>) -> Result<Vec<u8>> {
         let (address, bytes) = arena.elements(tensor, &elements)?;
-        self.read_span(arena, tensor, address, bytes)
+        let mut to = vec![0; bytes];
+        self.read_span(arena, tensor, address, &mut to)?;
+        Ok(to)
+    }
+
+    async fn read_into(
+        &self,
+        arena: &CudaArena,
+        tensor: Tensor,
+        elements: Range<usize>,
+        to: &mut [u8],
+    ) -> Result<()> {
+        let (address, bytes) = arena.elements(tensor, &elements)?;
+        assert_eq!(bytes, to.len(), "room for the elements");
+        self.read_span(arena, tensor, address, to)
     }
 }

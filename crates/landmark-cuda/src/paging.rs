@@ -142,8 +142,8 @@ impl Rings {
     }
 
     /// Reads from the rings. The caller has waited for the device.
-    pub(crate) fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
-        self.memory.slice()[self.offset(address)..][..bytes].to_vec()
+    pub(crate) fn read(&self, address: u64, to: &mut [u8]) {
+        to.copy_from_slice(&self.memory.slice()[self.offset(address)..][..to.len()]);
     }
 
     /// Before a run: forgets every page, if the host wrote any.

@@ -87,15 +87,14 @@ impl Staging {
     }
 
     /// Copies from the device, after everything launched so far, and waits.
-    pub(crate) fn download(&mut self, device: &Device, address: u64, bytes: usize) -> Result<Vec<u8>> {
-        if bytes > BACK {
-            let mut to = vec![0; bytes];
-            device.download(address, &mut to)?;
-            return Ok(to);
+    pub(crate) fn download(&mut self, device: &Device, address: u64, to: &mut [u8]) -> Result<()> {
+        if to.len() > BACK {
+            return device.download(address, to);
         }
-        let from = &mut self.back.slice_mut()[..bytes];
+        let from = &mut self.back.slice_mut()[..to.len()];
         device.download(address, from)?;
-        Ok(from.to_vec())
+        to.copy_from_slice(from);
+        Ok(())
     }
 
     /// Launches what waits.

@@ -290,6 +290,15 @@ impl<B: Backend> Engine<B> {
         Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
     }
 
+    /// Reads the first elements of a tensor into numbers that are there already.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn read_into<T: bytemuck::Pod>(&self, tensor: Tensor, to: &mut [T]) -> Result<()> {
+        let elements = 0..to.len();
+        Ok(self.backend.read_into(&self.arena, tensor, elements, bytemuck::cast_slice_mut(to)).await?)
+    }
+
     /// Writes elements of a tensor from number `first` on; of a paged one, whole pages.
     ///
     /// # Errors

@@ -203,15 +203,16 @@ impl<'e, B: Backend> Generator<'e, B> {
 
     /// Reads a piece for each row; rows with an empty one keep their logits.
     async fn step(&mut self, pieces: &[&[u32]]) -> Result<(), Error> {
-        let found = match &mut self.source {
-            Source::Memory(reader) => reader.logits(pieces).await?,
-            Source::Keys(reader) => vec![Some(reader.logits(pieces[0], self.settings.predict).await?)],
-            Source::Window(reader, window) => vec![Some(slide(reader, window, pieces[0]).await?)],
-        };
-        for (row, logits) in self.rows.iter_mut().zip(found) {
-            if let Some(logits) = logits {
-                row.logits = logits;
+        match &mut self.source {
+            Source::Memory(reader) => {
+                let mut logits: Vec<&mut Vec<f32>> =
+                    self.rows.iter_mut().map(|row| &mut row.logits).collect();
+                reader.logits(pieces, &mut logits).await?;
             }
+            Source::Keys(reader) => {
+                self.rows[0].logits = reader.logits(pieces[0], self.settings.predict).await?;
+            }
+            Source::Window(reader, window) => self.rows[0].logits = slide(reader, window, pieces[0]).await?,
         }
         Ok(())
     }

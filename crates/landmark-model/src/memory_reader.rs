@@ -80,21 +80,30 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         self.run(rows, Want::Nothing)
     }
 
-    /// Reads a piece of each row; gives the logits `(V)` of the token after each piece that is not empty.
+    /// Reads a piece of each row. The logits `(V)` of the token after it replace what is in `to` for the row, unless the piece is
+    /// empty.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
-    pub async fn logits(&mut self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
+    pub async fn logits(&mut self, rows: &[&[u32]], to: &mut [&mut Vec<f32>]) -> Result<()> {
         self.run(rows, Want::Logits { rows: 1 })?;
         let model = self.engine.model();
         let (tensor, vocab) =
             (model.inputs.logits.expect("logits of an engine with room"), model.config.vocab_size);
-        let all = self.engine.read_first::<f32>(tensor, rows.len() * vocab).await?;
-        if let [row] = rows {
-            return Ok(vec![(!row.is_empty()).then_some(all)]);
+        if let ([row], [to]) = (rows, &mut *to) {
+            if !row.is_empty() {
+                to.resize(vocab, 0.0);
+                self.engine.read_into(tensor, to).await?;
+            }
+            return Ok(());
         }
-        let of = |(row, logits): (&&[u32], &[f32])| (!row.is_empty()).then(|| logits.to_vec());
-        Ok(rows.iter().zip(all.chunks_exact(vocab)).map(of).collect())
+        let all = self.engine.read_first::<f32>(tensor, rows.len() * vocab).await?;
+        for ((row, to), logits) in rows.iter().zip(to).zip(all.chunks_exact(vocab)) {
+            if !row.is_empty() {
+                logits.clone_into(to);
+            }
+        }
+        Ok(())
     }
 
     /// What row `row` fetched to give its last logits, by layer and head; the engine was made with room for lookups.
