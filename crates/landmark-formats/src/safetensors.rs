@@ -104,13 +104,13 @@ impl SafetensorsFile {
         let damaged = |reason: String| Err(damaged(self.label(), reason));
         for name in &self.names {
             let Some(info) = self.header.info(name) else { continue };
-            if let Some(of) = name.strip_suffix(quantized::SCALES) {
-                if self.header.info(of).is_none_or(|info| info.dtype != Dtype::U8) {
-                    return damaged(format!(
-                        "there are scales, and no `{}` in U8 that they belong to",
-                        short(of)
-                    ));
-                }
+            if let Some(of) = name.strip_suffix(quantized::SCALES)
+                && self.header.info(of).is_none_or(|info| info.dtype != Dtype::U8)
+            {
+                return damaged(format!(
+                    "there are scales, and no `{}` in U8 that they belong to",
+                    short(of)
+                ));
             }
             if info.dtype != Dtype::U8 {
                 continue;
