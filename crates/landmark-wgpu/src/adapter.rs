@@ -61,6 +61,16 @@ pub struct AdapterInfo {
     pub largest_buffer: u64,
     /// Optional features that this backend makes use of.
     pub features: Vec<&'static str>,
+    /// Which of its limits is below what every kernel needs, if one is.
+    pub too_small: Option<String>,
+}
+
+impl AdapterInfo {
+    /// Its place among the kinds of adapters, the fastest first.
+    pub fn rank(&self) -> usize {
+        let kinds = ["discrete", "integrated", "virtual", "other", "software"];
+        kinds.iter().position(|kind| *kind == self.kind).unwrap_or(kinds.len())
+    }
 }
 
 /// Why no device could be opened.
@@ -91,6 +101,9 @@ pub enum OpenError {
         /// What for.
         what: &'static str,
     },
+    /// The same, in words.
+    #[error("{0}")]
+    Small(String),
     /// The adapter refused.
     #[error("{adapter} gave no device: {reason}")]
     Refused {
@@ -187,6 +200,19 @@ pub async fn adapters() -> Vec<AdapterInfo> {
     found(&instance()).await.iter().map(describe).collect()
 }
 
+/// The number and the description of the adapter that is chosen. Nothing is opened.
+///
+/// # Errors
+/// As [`Wgpu::open`].
+pub async fn find(choice: &Choice) -> Result<(usize, AdapterInfo), OpenError> {
+    let mut infos = adapters().await;
+    let index = position(&infos, choice)?;
+    match &infos[index].too_small {
+        None => Ok((index, infos.swap_remove(index))),
+        Some(reason) => Err(OpenError::Small(reason.clone())),
+    }
+}
+
 fn kind(device_type: DeviceType) -> &'static str {
     match device_type {
         DeviceType::DiscreteGpu => "discrete",
@@ -202,6 +228,7 @@ const FEATURES: [(wgpu::Features, &str); 1] = [(wgpu::Features::SUBGROUP, "subgr
 
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
+    let too_small = check(&info.name, &limits).err().map(|error| error.to_string());
     let has = adapter.features();
     AdapterInfo {
         name: info.name,
@@ -220,6 +247,7 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         largest_binding: limits.max_storage_buffer_binding_size,
         largest_buffer: limits.max_buffer_size,
         features: FEATURES.iter().filter(|(f, _)| has.contains(*f)).map(|(_, name)| *name).collect(),
+        too_small,
     }
 }
 
@@ -233,11 +261,8 @@ fn position(infos: &[AdapterInfo], choice: &Choice) -> Result<usize, OpenError> 
     if infos.is_empty() {
         return Err(OpenError::NoAdapter);
     }
-    let rank = |info: &AdapterInfo| {
-        ["discrete", "integrated", "virtual", "other", "software"].iter().position(|k| *k == info.kind)
-    };
     let at = match choice {
-        Choice::Best => (0..infos.len()).min_by_key(|&i| rank(&infos[i])),
+        Choice::Best => (0..infos.len()).min_by_key(|&i| (infos[i].too_small.is_some(), infos[i].rank())),
         Choice::Index(index) => (*index < infos.len()).then_some(*index),
         Choice::Name(part) => {
             infos.iter().position(|info| info.name.to_lowercase().contains(&part.to_lowercase()))
@@ -300,6 +325,7 @@ mod tests {
             largest_binding: 0,
             largest_buffer: 0,
             features: Vec::new(),
+            too_small: None,
         }
     }
 

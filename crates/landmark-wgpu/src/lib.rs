@@ -23,7 +23,7 @@ mod ops;
 mod plan;
 mod readback;
 
-pub use adapter::{AdapterInfo, Choice, OpenError, Options, adapters};
+pub use adapter::{AdapterInfo, Choice, OpenError, Options, adapters, find};
 pub use arena::WgpuArena;
 pub use backend::Wgpu;
 pub use plan::WgpuPlan;

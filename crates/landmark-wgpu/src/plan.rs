@@ -148,6 +148,50 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Where rings lie, piece by piece: those of keys and of values, which are split alike.
+    pub(crate) fn rings(&self, keys: Tensor, values: Tensor) -> Result<Vec<(Part, Part)>> {
+        let parts = |tensor: Tensor| match self.info(tensor).place {
+            Place::Persistent(owner) => {
+                let of = |piece: &crate::arena::Piece| Part {
+                    first: piece.first,
+                    rows: piece.rows,
+                    resource: Resource::Buffer(piece.buffer.clone()),
+                    quantised: None,
+                };
+                Ok(self.arena.pieces(owner).iter().map(of).collect::<Vec<Part>>())
+            }
+            Place::Scratch => self.parts(tensor),
+        };
+        let (mut keys, mut values) = (parts(keys)?, parts(values)?);
+        let is_alike =
+            keys.len() == values.len() && keys.iter().zip(&values).all(|(k, v)| k.first == v.first);
+        if !is_alike {
+            return Err(self.unsupported("keys and values of different types in pieces"));
+        }
+        if let ([keys], [values]) = (&mut keys[..], &mut values[..]) {
+            // In one piece: every head.
+            (keys.rows, values.rows) = (usize::MAX, usize::MAX);
+        }
+        Ok(keys.into_iter().zip(values).collect())
+    }
+
+    /// Binds a piece of a ring.
+    pub(crate) fn ring(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Tensor,
+        alignment: usize,
+        entry: Entry,
+        part: &Part,
+    ) -> Result<()> {
+        if entry == Entry::Write {
+            self.refuse_odd_halves(tensor, alignment)?;
+        }
+        k.storage(name, self.dtype(tensor), alignment, entry, part.resource.clone());
+        Ok(())
+    }
+
     /// Where a tensor in one piece lies.
     fn whole(&self, tensor: Tensor) -> Result<Resource> {
         let mut parts = self.parts(tensor)?;
@@ -218,6 +262,12 @@ impl<'a> Compiler<'a> {
 
     /// Binds a tensor to be written, or read and written.
     pub(crate) fn write(&self, k: &mut Kernel, name: &str, tensor: Tensor, alignment: usize) -> Result<()> {
+        self.refuse_odd_halves(tensor, alignment)?;
+        k.storage(name, self.dtype(tensor), alignment, Entry::Write, self.whole(tensor)?);
+        Ok(())
+    }
+
+    fn refuse_odd_halves(&self, tensor: Tensor, alignment: usize) -> Result<()> {
         let info = self.info(tensor);
         if info.dtype.size() == 2 && alignment < 2 {
             return Err(self.unsupported(format!(
@@ -227,7 +277,6 @@ impl<'a> Compiler<'a> {
                 info.dtype.name()
             )));
         }
-        k.storage(name, info.dtype, alignment, Entry::Write, self.whole(tensor)?);
         Ok(())
     }
 
