@@ -5,6 +5,7 @@
 
 use crate::Wgpu;
 use crate::device::Shared;
+use crate::{matrix_units, profile};
 use landmark_core::quantize::Bits;
 use std::sync::Arc;
 use wgpu::{Backends, DeviceType, Limits};
@@ -37,6 +38,8 @@ pub struct Options {
     pub baseline: bool,
     /// Bytes of a tensor above which it is split, where that is less than the device's own limit.
     pub largest_binding: Option<u64>,
+    /// No matrix units, though the adapter may have them: for seeing what they are worth.
+    pub no_matrix_units: bool,
     /// Matrices of weights are kept in blocks of so many bits ([`landmark_core::quantize`]), whatever they are
     /// written in.
     pub weights: Option<Bits>,
@@ -246,7 +249,12 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         is_software: info.device_type == DeviceType::Cpu,
         largest_binding: limits.max_storage_buffer_binding_size,
         largest_buffer: limits.max_buffer_size,
-        features: FEATURES.iter().filter(|(f, _)| has.contains(*f)).map(|(_, name)| *name).collect(),
+        features: FEATURES
+            .iter()
+            .filter(|(f, _)| has.contains(*f))
+            .map(|(_, name)| *name)
+            .chain(matrix_units::are_offered(adapter).then_some("matrix units"))
+            .collect(),
         too_small,
     }
 }
@@ -293,15 +301,33 @@ impl Wgpu {
         let info = describe(&adapter);
         let limits = if options.baseline { Limits::default() } else { adapter.limits() };
         check(&info.name, &adapter.limits())?;
-        let wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        let mut wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        if profile::is_wanted() {
+            wanted |= profile::FEATURES;
+        }
         let features = if options.baseline { wgpu::Features::empty() } else { adapter.features() & wanted };
-        let descriptor = wgpu::DeviceDescriptor {
+        let mut descriptor = wgpu::DeviceDescriptor {
             label: Some("landmark"),
             required_features: features,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
+        if !options.baseline && !options.no_matrix_units && matrix_units::are_offered(&adapter) {
+            let with = wgpu::DeviceDescriptor {
+                required_features: features | matrix_units::FEATURES,
+                experimental_features: matrix_units::permission(),
+                ..descriptor.clone()
+            };
+            if let Ok((device, queue)) = adapter.request_device(&with).await {
+                // Small weights are not quantised: the check multiplies f16 as they are.
+                let own = Wgpu { shared: Arc::new(Shared::new(device, queue, info.clone(), options)) };
+                if matrix_units::is_right(&own).await {
+                    return Ok(own);
+                }
+            }
+            descriptor.required_features = features;
+        }
         let refused = |e: wgpu::RequestDeviceError| OpenError::Refused {
             adapter: info.name.clone(),
             reason: e.to_string(),

@@ -248,7 +248,7 @@ impl Backend for Wgpu {
     fn run(&self, plan: &mut WgpuPlan, _arena: &mut WgpuArena) -> Result<()> {
         self.shared.check()?;
         *lock(&self.shared.unsubmitted) = 0;
-        plan.run(&self.shared);
+        plan.run(&self.shared)?;
         self.shared.check()
     }
 

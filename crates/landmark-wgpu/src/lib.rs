@@ -19,8 +19,10 @@ mod arena;
 mod backend;
 mod device;
 mod kernel;
+mod matrix_units;
 mod ops;
 mod plan;
+mod profile;
 mod readback;
 
 pub use adapter::{AdapterInfo, Choice, OpenError, Options, adapters, find};

@@ -8,6 +8,7 @@ use crate::arena::WgpuArena;
 use crate::device::{Pipeline, Shared};
 use crate::kernel::{Bound, Entry, Kernel, Resource};
 use crate::ops;
+use crate::profile;
 use landmark_core::ops::{Op, Operation};
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
@@ -22,9 +23,19 @@ const MOST_GROUPS: usize = 65_535;
 pub(crate) const WORKGROUP: usize = 256;
 
 struct Dispatch {
+    name: &'static str,
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
     groups: [u32; 3],
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 /// A compiled program.
@@ -38,6 +49,7 @@ pub struct WgpuPlan {
 
 /// A dispatch whose storage is not there yet.
 struct Pending {
+    name: &'static str,
     pipeline: Pipeline,
     bound: Vec<Bound>,
     /// Where its parameters lie, and how many bytes they are.
@@ -373,7 +385,14 @@ impl<'a> Compiler<'a> {
         self.params.extend(&params);
         self.params.resize(self.params.len().next_multiple_of(PARAMS_ALIGNMENT), 0);
         let groups = groups.map(|n| n as u32);
-        self.pending.push(Pending { pipeline, params: (at, params.len()), bound: kernel.bound, groups });
+        let name = kernel.name;
+        self.pending.push(Pending {
+            name,
+            pipeline,
+            params: (at, params.len()),
+            bound: kernel.bound,
+            groups,
+        });
         Ok(())
     }
 
@@ -405,7 +424,8 @@ impl<'a> Compiler<'a> {
                 layout: &pending.pipeline.layout,
                 entries: &entries,
             });
-            Dispatch { pipeline: pending.pipeline.pipeline, bindings, groups: pending.groups }
+            let (name, groups) = (pending.name, pending.groups);
+            Dispatch { name, pipeline: pending.pipeline.pipeline, bindings, groups }
         };
         let dispatches = self.pending.into_iter().map(bind).collect();
         shared.check()?;
@@ -446,13 +466,36 @@ impl WgpuPlan {
 
     /// Submits the program. From the second run on, the commands of the next one are encoded while the device is busy
     /// with this one: a step of generation waits for nothing then but the device.
-    pub(crate) fn run(&mut self, shared: &Shared) {
+    ///
+    /// # Errors
+    /// Where a profile was asked for, and cannot be had.
+    pub(crate) fn run(&mut self, shared: &Shared) -> Result<()> {
+        if self.runs == profile::RUN && shared.features.contains(profile::FEATURES) {
+            self.runs += 1;
+            eprint!("{}", self.profile(shared)?);
+            return Ok(());
+        }
         let commands = self.ahead.take().unwrap_or_else(|| self.encode(shared));
         shared.queue.submit([commands]);
         self.runs += 1;
         if self.runs > 1 {
             self.ahead = Some(self.encode(shared));
         }
+        Ok(())
+    }
+
+    /// Runs the program, and says how long each kind of kernel took.
+    fn profile(&self, shared: &Shared) -> Result<String> {
+        let stamps = profile::Stamps::new(shared, self.dispatches.len());
+        let mut encoder = shared.device.create_command_encoder(&Default::default());
+        for (at, dispatch) in self.dispatches.iter().enumerate() {
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: stamps.of(at) };
+            dispatch.encode(&mut encoder.begin_compute_pass(&descriptor));
+        }
+        stamps.resolve(&mut encoder);
+        shared.queue.submit([encoder.finish()]);
+        let names: Vec<&str> = self.dispatches.iter().map(|dispatch| dispatch.name).collect();
+        Ok(profile::summary(&self.name, &names, &stamps.milliseconds(shared)?))
     }
 
     fn encode(&self, shared: &Shared) -> wgpu::CommandBuffer {
@@ -461,10 +504,7 @@ impl WgpuPlan {
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in &self.dispatches {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[]);
-                let [x, y, z] = dispatch.groups;
-                pass.dispatch_workgroups(x, y, z);
+                dispatch.encode(&mut pass);
             }
         }
         encoder.finish()
