@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::args::memory::MemoryArgs;
 use crate::args::passkey::ProbeArgs;
-use crate::device::{Device, on_device};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Memory, Opened};
@@ -76,8 +76,8 @@ pub fn open(args: &ProbeArgs) -> Result<Asked> {
         "memory": format!("{:?}", args.memory),
     });
     let (title, memory) = (path.display().to_string(), args.memory.clone());
-    let answerer: Box<dyn Answerer> =
-        on_device!(device, |backend| Box::new(Model { backend, opened, flags: memory, engine: None }));
+    let backend = device.open(opened.blocks())?;
+    let answerer = Box::new(Model { backend, opened, flags: memory, engine: None });
     Ok(Asked { answerer, identity, title })
 }
 

@@ -17,9 +17,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use landmark_core::Backend;
+use landmark_core::quantize::Bits;
 use landmark_data::Tokenizer;
 use landmark_formats::safetensors::SafetensorsFile;
-use landmark_formats::tensor::TensorRef;
+use landmark_formats::tensor::{DType, TensorRef};
 use landmark_formats::torch::{TensorMeta, TorchFile};
 use landmark_model::config::{Biases, ModelConfig};
 use landmark_model::engine::{self, Engine};
@@ -187,7 +188,7 @@ impl Checkpoint {
             Weights::Ours(file) => file
                 .names()
                 .filter(|name| is_weight(name))
-                .map(|name| Ok((name.to_owned(), file.get(name)?.shape().to_vec())))
+                .map(|name| Ok((name.to_owned(), file.shape(name)?)))
                 .collect(),
             Weights::Released(_, weights) => Ok(weights
                 .iter()
@@ -285,6 +286,30 @@ impl Checkpoint {
                 let weights = folder.weights();
                 weights.contains(name).then(|| weights.get(name)).transpose()
             }
+        }
+    }
+
+    /// The type of a weight's numbers in its file, if there is one of this name; F32 for one in blocks.
+    ///
+    /// # Errors
+    /// A type that is unknown.
+    pub fn dtype(&self, name: &str) -> landmark_formats::Result<Option<DType>> {
+        match &self.weights {
+            Weights::Ours(file) => file.contains(name).then(|| file.dtype(name)).transpose(),
+            Weights::Released(_, weights) => Ok(weights.get(name).map(TensorMeta::dtype)),
+            Weights::HuggingFace(folder) => {
+                let weights = folder.weights();
+                weights.contains(name).then(|| weights.dtype(name)).transpose()
+            }
+        }
+    }
+
+    /// How matrices are kept in the file, if in blocks.
+    pub fn quantization(&self) -> Option<Bits> {
+        match &self.weights {
+            Weights::Ours(file) => file.quantization(),
+            Weights::Released(..) => None,
+            Weights::HuggingFace(folder) => folder.weights().quantization(),
         }
     }
 

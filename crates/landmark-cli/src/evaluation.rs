@@ -22,7 +22,6 @@ use serde::Serialize;
 use crate::args::values::{LmCache, Selection};
 use crate::checkpoint::{AttentionBias, Checkpoint};
 use crate::commands::eval::{EvalSettings, Stream};
-use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::report::Report;
@@ -81,7 +80,8 @@ pub struct Outcome {
 /// Weights that do not fit the settings, a stream that is too short or not of this vocabulary, a loss that is
 /// not finite.
 pub fn run(checkpoint: &Checkpoint, settings: &EvalSettings, report: &Report) -> Result<Outcome> {
-    on_device!(settings.device, |backend| run_on(backend, checkpoint, settings, report))
+    let blocks = settings.device.blocks(checkpoint.quantization());
+    run_on(settings.device.open(blocks)?, checkpoint, settings, report)
 }
 
 fn run_on<B: Backend>(

@@ -9,16 +9,18 @@
 //! Results go to standard output (under `--json` one JSON object and nothing else), everything else to
 //! standard error; see [`report`].
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod adapted;
 pub mod adapter;
 pub mod answer;
 pub mod answerer;
 pub mod args;
+pub mod backend;
 pub mod checkpoint;
 pub mod commands;
 pub mod device;
+mod environment;
 pub mod error;
 pub mod evaluation;
 pub mod finetuning;
@@ -40,6 +42,7 @@ pub use error::{Error, Result};
 /// Runs the command line of this process. The exit code is 0 for success, 2 for a command line that cannot be
 /// followed, 1 for everything else that goes wrong.
 pub fn main() -> ExitCode {
+    environment::prepare();
     match args::parse(std::env::args_os()).and_then(|parsed| commands::run(&parsed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report::failure(&error),

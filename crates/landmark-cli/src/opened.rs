@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytesize::ByteSize;
+use landmark_core::quantize::Bits;
 use landmark_core::{Backend, DType, PageId, PageStore, Paging};
 use landmark_data::Tokenizer;
 use landmark_formats::pages::{MemoryFile, ScratchPages};
@@ -90,8 +91,13 @@ impl Opened {
             None if checkpoint.hugging_face().is_none() => Some(Tokenizer::gpt2()),
             None => checkpoint.tokenizer()?,
         };
-        let compute = device.compute(args.dtype.unwrap_or_default());
+        let compute = device.compute_with(args.dtype, blocks(device, &checkpoint, adapter.as_ref()));
         Ok(Opened { checkpoint, run, config, tokenizer, preset, adapter, device, compute })
+    }
+
+    /// The blocks in which the device is to keep weights, if it is: see [`Device::blocks`].
+    pub fn blocks(&self) -> Option<Bits> {
+        blocks(self.device, &self.checkpoint, self.adapter.as_ref())
     }
 
     /// Tokens of a text as the model is to see it, with what the tokenizer puts in front.
@@ -163,6 +169,11 @@ impl Opened {
     pub fn memory(&self, args: &MemoryArgs, length: usize) -> Result<Memory> {
         memory(args, &self.run, &self.config, self.preset.as_ref(), length)
     }
+}
+
+/// Adapters are matrices too, and not quantised: with them, weights are kept as values.
+fn blocks(device: Device, checkpoint: &Checkpoint, adapter: Option<&Adapted>) -> Option<Bits> {
+    device.blocks(checkpoint.quantization().filter(|_| adapter.is_none()))
 }
 
 /// The preset of this name (`--preset`).
@@ -336,6 +347,9 @@ fn paging(
     let page = block * config.head_dim * element;
     let landmarks = (config.layers * pages * config.head_dim * element) as u64;
     let total = (2 * config.layers * pages) as u64 * page as u64;
+    if let Device::Wgpu(_) = opened.device {
+        return on_one_tier(args, landmarks + total, saved, opened);
+    }
     let fewest = landmarks + FEWEST_PAGES * page as u64;
     // In host memory: but for what a GPU keeps of the blocks that it used last.
     let offloaded = args.offload_cache_to_cpu == Some(true) && opened.device != Device::Cpu;
@@ -378,6 +392,49 @@ fn paging(
     let store = Arc::new(Store { saved, scratch, dtype, written: Mutex::default() });
     let device = device.or_else(|| host.is_none().then_some(BESIDE_A_FILE));
     Ok(Paging { device: Some(device.unwrap_or(0)), host: Some(host.unwrap_or(0)), store: Some(store) })
+}
+
+/// Where there is the device's memory alone: budgets that hold everything change nothing, and smaller ones cannot be kept.
+fn on_one_tier(args: &MemoryArgs, needed: u64, saved: Option<MemoryFile>, opened: &Opened) -> Result<Paging> {
+    let offloaded = args.offload_cache_to_cpu == Some(true);
+    let has_room = args.device_memory.is_none_or(|size| size.as_u64() >= needed);
+    let other_tiers = [
+        ("--device-memory", !has_room),
+        ("--host-memory", args.host_memory.is_some()),
+        ("--memory-file", args.memory_file.is_some()),
+        ("--offload-cache-to-cpu", offloaded),
+    ];
+    if let Some((flag, _)) = other_tiers.iter().find(|(_, is_asked)| *is_asked) {
+        let reason =
+            format!("wgpu keeps a memory whole on the device, and this one takes {}", ByteSize(needed));
+        let help = "leave it out, or use --device cuda or --device cpu, which have a tier in host memory";
+        return Err(Error::flag(flag, reason, help));
+    }
+    let store = saved.map(|saved| -> Arc<dyn PageStore> {
+        Arc::new(Saved { memory: saved, dtype: stored(opened.compute) })
+    });
+    Ok(Paging { device: None, host: None, store })
+}
+
+/// The pages of a saved memory, which a device reads once.
+#[derive(Debug)]
+struct Saved {
+    memory: MemoryFile,
+    /// Type of the pages that are asked for.
+    dtype: landmark_formats::tensor::DType,
+}
+
+impl PageStore for Saved {
+    fn read(&self, id: PageId, into: &mut [u8]) -> std::result::Result<(), String> {
+        self.memory
+            .read_as(id.tensor, id.page, self.dtype, into)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
+    fn write(&self, _: PageId, _: &[u8]) -> std::result::Result<(), String> {
+        Err("a saved memory is not written to".to_owned())
+    }
 }
 
 /// A type of floats as files have it.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{refused, result as run_json};
+use common::{model_with_tokenizer, refused, result as run_json};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -81,27 +81,6 @@ fn words(path: &Path, count: usize) -> String {
     let text: Vec<&str> = (0..count).map(|i| words[(i * i + i / 3) % 8]).collect();
     std::fs::write(path, text.join(" ")).unwrap();
     text.join(" ")
-}
-
-/// A folder with the weights of the fixture and a tokenizer for it: bytes.
-fn model_with_tokenizer(folder: &Path) {
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(Path::new(&fixture("llama")).join(name), folder.join(name)).unwrap();
-    }
-    let vocab: serde_json::Map<String, Value> =
-        (0..96_u8).map(|i| (char::from(32 + i).to_string(), json!(u32::from(i) + 3))).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [
-            {"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
-             "normalized": false, "special": true}],
-        "normalizer": null, "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false},
-        "post_processor": null, "decoder": {"type": "Fuse"},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "vocab": vocab, "merges": []}
-    });
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
 #[test]

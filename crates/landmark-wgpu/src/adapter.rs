@@ -5,6 +5,7 @@
 
 use crate::Wgpu;
 use crate::device::Shared;
+use crate::{matrix_units, profile};
 use landmark_core::quantize::Bits;
 use std::sync::Arc;
 use wgpu::{Backends, DeviceType, Limits};
@@ -37,6 +38,8 @@ pub struct Options {
     pub baseline: bool,
     /// Bytes of a tensor above which it is split, where that is less than the device's own limit.
     pub largest_binding: Option<u64>,
+    /// No matrix units, though the adapter may have them: for seeing what they are worth.
+    pub no_matrix_units: bool,
     /// Matrices of weights are kept in blocks of so many bits ([`landmark_core::quantize`]), whatever they are
     /// written in.
     pub weights: Option<Bits>,
@@ -61,6 +64,16 @@ pub struct AdapterInfo {
     pub largest_buffer: u64,
     /// Optional features that this backend makes use of.
     pub features: Vec<&'static str>,
+    /// Which of its limits is below what every kernel needs, if one is.
+    pub too_small: Option<String>,
+}
+
+impl AdapterInfo {
+    /// Its place among the kinds of adapters, the fastest first.
+    pub fn rank(&self) -> usize {
+        let kinds = ["discrete", "integrated", "virtual", "other", "software"];
+        kinds.iter().position(|kind| *kind == self.kind).unwrap_or(kinds.len())
+    }
 }
 
 /// Why no device could be opened.
@@ -91,6 +104,9 @@ pub enum OpenError {
         /// What for.
         what: &'static str,
     },
+    /// The same, in words.
+    #[error("{0}")]
+    Small(String),
     /// The adapter refused.
     #[error("{adapter} gave no device: {reason}")]
     Refused {
@@ -187,6 +203,19 @@ pub async fn adapters() -> Vec<AdapterInfo> {
     found(&instance()).await.iter().map(describe).collect()
 }
 
+/// The number and the description of the adapter that is chosen. Nothing is opened.
+///
+/// # Errors
+/// As [`Wgpu::open`].
+pub async fn find(choice: &Choice) -> Result<(usize, AdapterInfo), OpenError> {
+    let mut infos = adapters().await;
+    let index = position(&infos, choice)?;
+    match &infos[index].too_small {
+        None => Ok((index, infos.swap_remove(index))),
+        Some(reason) => Err(OpenError::Small(reason.clone())),
+    }
+}
+
 fn kind(device_type: DeviceType) -> &'static str {
     match device_type {
         DeviceType::DiscreteGpu => "discrete",
@@ -202,6 +231,7 @@ const FEATURES: [(wgpu::Features, &str); 1] = [(wgpu::Features::SUBGROUP, "subgr
 
 pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
+    let too_small = check(&info.name, &limits).err().map(|error| error.to_string());
     let has = adapter.features();
     AdapterInfo {
         name: info.name,
@@ -219,7 +249,13 @@ pub(crate) fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         is_software: info.device_type == DeviceType::Cpu,
         largest_binding: limits.max_storage_buffer_binding_size,
         largest_buffer: limits.max_buffer_size,
-        features: FEATURES.iter().filter(|(f, _)| has.contains(*f)).map(|(_, name)| *name).collect(),
+        features: FEATURES
+            .iter()
+            .filter(|(f, _)| has.contains(*f))
+            .map(|(_, name)| *name)
+            .chain(matrix_units::are_offered(adapter).then_some("matrix units"))
+            .collect(),
+        too_small,
     }
 }
 
@@ -233,11 +269,8 @@ fn position(infos: &[AdapterInfo], choice: &Choice) -> Result<usize, OpenError> 
     if infos.is_empty() {
         return Err(OpenError::NoAdapter);
     }
-    let rank = |info: &AdapterInfo| {
-        ["discrete", "integrated", "virtual", "other", "software"].iter().position(|k| *k == info.kind)
-    };
     let at = match choice {
-        Choice::Best => (0..infos.len()).min_by_key(|&i| rank(&infos[i])),
+        Choice::Best => (0..infos.len()).min_by_key(|&i| (infos[i].too_small.is_some(), infos[i].rank())),
         Choice::Index(index) => (*index < infos.len()).then_some(*index),
         Choice::Name(part) => {
             infos.iter().position(|info| info.name.to_lowercase().contains(&part.to_lowercase()))
@@ -268,15 +301,33 @@ impl Wgpu {
         let info = describe(&adapter);
         let limits = if options.baseline { Limits::default() } else { adapter.limits() };
         check(&info.name, &adapter.limits())?;
-        let wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        let mut wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        if profile::is_wanted() {
+            wanted |= profile::FEATURES;
+        }
         let features = if options.baseline { wgpu::Features::empty() } else { adapter.features() & wanted };
-        let descriptor = wgpu::DeviceDescriptor {
+        let mut descriptor = wgpu::DeviceDescriptor {
             label: Some("landmark"),
             required_features: features,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
+        if !options.baseline && !options.no_matrix_units && matrix_units::are_offered(&adapter) {
+            let with = wgpu::DeviceDescriptor {
+                required_features: features | matrix_units::FEATURES,
+                experimental_features: matrix_units::permission(),
+                ..descriptor.clone()
+            };
+            if let Ok((device, queue)) = adapter.request_device(&with).await {
+                // Small weights are not quantised: the check multiplies f16 as they are.
+                let own = Wgpu { shared: Arc::new(Shared::new(device, queue, info.clone(), options)) };
+                if matrix_units::is_right(&own).await {
+                    return Ok(own);
+                }
+            }
+            descriptor.required_features = features;
+        }
         let refused = |e: wgpu::RequestDeviceError| OpenError::Refused {
             adapter: info.name.clone(),
             reason: e.to_string(),
@@ -300,6 +351,7 @@ mod tests {
             largest_binding: 0,
             largest_buffer: 0,
             features: Vec::new(),
+            too_small: None,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::plan::{self, WgpuPlan};
 use crate::readback::{Copy, read};
 use half::{bf16, f16};
 use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, quantize};
-use landmark_core::{Backend, DType, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Backend, DType, Error, Layout, PageId, PageStore, Paging, Program, Result, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -104,6 +104,24 @@ impl Wgpu {
         Ok(whole[bytes].to_vec())
     }
 
+    /// Fills the rings of a landmark memory from where it was kept.
+    fn read_store(&self, arena: &mut WgpuArena, store: &dyn PageStore) -> Result<()> {
+        let infos = arena.layout.tensors().to_vec();
+        for (tensor, info) in infos.iter().filter(|info| info.page.is_some()).enumerate() {
+            let (Some(page), Some(ring)) = (info.page, arena.layout.find(&info.name)) else { continue };
+            let mut bytes = vec![0; page * info.dtype.size()];
+            for number in 0..info.shape.numel() / page {
+                bytes.fill(0);
+                store.read(PageId { tensor, page: number }, &mut bytes).map_err(Error::Pages)?;
+                // Buffers are zero when they are made.
+                if bytes.iter().any(|&byte| byte != 0) {
+                    self.write_at(arena, ring, number * page, &bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn read_bytes(&self, arena: &WgpuArena, tensor: Tensor, bytes: Range<usize>) -> Result<Vec<u8>> {
         if let Some(bits) = arena.bits(tensor) {
             return self.read_quantised(arena, tensor, bits, bytes).await;
@@ -152,9 +170,23 @@ impl Backend for Wgpu {
     type Arena = WgpuArena;
     type Plan = WgpuPlan;
 
-    fn allocate_within(&self, layout: &Layout, _paging: Paging) -> Result<WgpuArena> {
+    fn allocate_within(&self, layout: &Layout, paging: Paging) -> Result<WgpuArena> {
         self.shared.check()?;
-        WgpuArena::new(&self.shared, layout)
+        let needed: u64 = layout.paged().map(|info| info.bytes() as u64).sum();
+        if let Some(budget) = paging.device.filter(|&budget| budget < needed) {
+            return Err(Error::Unsupported {
+                op: "a landmark memory beside the device's",
+                reason: format!(
+                    "the wgpu backend keeps a landmark memory whole on the device: its {needed} bytes are more than the \
+                     {budget} allowed (--device-memory); use --device cuda or --device cpu"
+                ),
+            });
+        }
+        let mut arena = WgpuArena::new(&self.shared, layout)?;
+        if let Some(store) = &paging.store {
+            self.read_store(&mut arena, store.as_ref())?;
+        }
+        Ok(arena)
     }
 
     fn compile(&self, program: &Program, arena: &WgpuArena) -> Result<WgpuPlan> {
@@ -216,7 +248,7 @@ impl Backend for Wgpu {
     fn run(&self, plan: &mut WgpuPlan, _arena: &mut WgpuArena) -> Result<()> {
         self.shared.check()?;
         *lock(&self.shared.unsubmitted) = 0;
-        plan.run(&self.shared);
+        plan.run(&self.shared)?;
         self.shared.check()
     }
 

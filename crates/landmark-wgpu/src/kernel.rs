@@ -123,6 +123,8 @@ impl Param {
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     body: &'static str,
+    /// Extensions of WGSL that it is written in.
+    extensions: Vec<&'static str>,
     declarations: String,
     params: Vec<(&'static str, Param)>,
     pub(crate) bound: Vec<Bound>,
@@ -133,7 +135,19 @@ const COMMON: &str = include_str!("shaders/common.wgsl");
 
 impl Kernel {
     pub(crate) fn new(name: &'static str, body: &'static str) -> Self {
-        Kernel { name, body, declarations: String::new(), params: Vec::new(), bound: Vec::new() }
+        Kernel {
+            name,
+            body,
+            extensions: Vec::new(),
+            declarations: String::new(),
+            params: Vec::new(),
+            bound: Vec::new(),
+        }
+    }
+
+    /// Names an extension of WGSL that the body is written in.
+    pub(crate) fn extension(&mut self, name: &'static str) {
+        self.extensions.push(name);
     }
 
     /// A number that is part of the code.
@@ -349,7 +363,11 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
 
     /// The whole shader.
     pub(crate) fn source(&self) -> String {
-        let mut source = format!("// {}\nstruct Params {{\n", self.name);
+        let mut source = format!("// {}\n", self.name);
+        for name in &self.extensions {
+            let _ = writeln!(source, "enable {name};");
+        }
+        source.push_str("struct Params {\n");
         for (name, value) in &self.params {
             let _ = writeln!(source, "    {name}: {},", value.wgsl());
         }

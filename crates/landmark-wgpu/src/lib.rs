@@ -19,11 +19,13 @@ mod arena;
 mod backend;
 mod device;
 mod kernel;
+mod matrix_units;
 mod ops;
 mod plan;
+mod profile;
 mod readback;
 
-pub use adapter::{AdapterInfo, Choice, OpenError, Options, adapters};
+pub use adapter::{AdapterInfo, Choice, OpenError, Options, adapters, find};
 pub use arena::WgpuArena;
 pub use backend::Wgpu;
 pub use plan::WgpuPlan;

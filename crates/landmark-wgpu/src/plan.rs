@@ -8,6 +8,7 @@ use crate::arena::WgpuArena;
 use crate::device::{Pipeline, Shared};
 use crate::kernel::{Bound, Entry, Kernel, Resource};
 use crate::ops;
+use crate::profile;
 use landmark_core::ops::{Op, Operation};
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
@@ -22,9 +23,19 @@ const MOST_GROUPS: usize = 65_535;
 pub(crate) const WORKGROUP: usize = 256;
 
 struct Dispatch {
+    name: &'static str,
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
     groups: [u32; 3],
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 /// A compiled program.
@@ -38,6 +49,7 @@ pub struct WgpuPlan {
 
 /// A dispatch whose storage is not there yet.
 struct Pending {
+    name: &'static str,
     pipeline: Pipeline,
     bound: Vec<Bound>,
     /// Where its parameters lie, and how many bytes they are.
@@ -148,6 +160,50 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Where rings lie, piece by piece: those of keys and of values, which are split alike.
+    pub(crate) fn rings(&self, keys: Tensor, values: Tensor) -> Result<Vec<(Part, Part)>> {
+        let parts = |tensor: Tensor| match self.info(tensor).place {
+            Place::Persistent(owner) => {
+                let of = |piece: &crate::arena::Piece| Part {
+                    first: piece.first,
+                    rows: piece.rows,
+                    resource: Resource::Buffer(piece.buffer.clone()),
+                    quantised: None,
+                };
+                Ok(self.arena.pieces(owner).iter().map(of).collect::<Vec<Part>>())
+            }
+            Place::Scratch => self.parts(tensor),
+        };
+        let (mut keys, mut values) = (parts(keys)?, parts(values)?);
+        let is_alike =
+            keys.len() == values.len() && keys.iter().zip(&values).all(|(k, v)| k.first == v.first);
+        if !is_alike {
+            return Err(self.unsupported("keys and values of different types in pieces"));
+        }
+        if let ([keys], [values]) = (&mut keys[..], &mut values[..]) {
+            // In one piece: every head.
+            (keys.rows, values.rows) = (usize::MAX, usize::MAX);
+        }
+        Ok(keys.into_iter().zip(values).collect())
+    }
+
+    /// Binds a piece of a ring.
+    pub(crate) fn ring(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Tensor,
+        alignment: usize,
+        entry: Entry,
+        part: &Part,
+    ) -> Result<()> {
+        if entry == Entry::Write {
+            self.refuse_odd_halves(tensor, alignment)?;
+        }
+        k.storage(name, self.dtype(tensor), alignment, entry, part.resource.clone());
+        Ok(())
+    }
+
     /// Where a tensor in one piece lies.
     fn whole(&self, tensor: Tensor) -> Result<Resource> {
         let mut parts = self.parts(tensor)?;
@@ -218,6 +274,12 @@ impl<'a> Compiler<'a> {
 
     /// Binds a tensor to be written, or read and written.
     pub(crate) fn write(&self, k: &mut Kernel, name: &str, tensor: Tensor, alignment: usize) -> Result<()> {
+        self.refuse_odd_halves(tensor, alignment)?;
+        k.storage(name, self.dtype(tensor), alignment, Entry::Write, self.whole(tensor)?);
+        Ok(())
+    }
+
+    fn refuse_odd_halves(&self, tensor: Tensor, alignment: usize) -> Result<()> {
         let info = self.info(tensor);
         if info.dtype.size() == 2 && alignment < 2 {
             return Err(self.unsupported(format!(
@@ -227,7 +289,6 @@ impl<'a> Compiler<'a> {
                 info.dtype.name()
             )));
         }
-        k.storage(name, info.dtype, alignment, Entry::Write, self.whole(tensor)?);
         Ok(())
     }
 
@@ -324,7 +385,14 @@ impl<'a> Compiler<'a> {
         self.params.extend(&params);
         self.params.resize(self.params.len().next_multiple_of(PARAMS_ALIGNMENT), 0);
         let groups = groups.map(|n| n as u32);
-        self.pending.push(Pending { pipeline, params: (at, params.len()), bound: kernel.bound, groups });
+        let name = kernel.name;
+        self.pending.push(Pending {
+            name,
+            pipeline,
+            params: (at, params.len()),
+            bound: kernel.bound,
+            groups,
+        });
         Ok(())
     }
 
@@ -356,7 +424,8 @@ impl<'a> Compiler<'a> {
                 layout: &pending.pipeline.layout,
                 entries: &entries,
             });
-            Dispatch { pipeline: pending.pipeline.pipeline, bindings, groups: pending.groups }
+            let (name, groups) = (pending.name, pending.groups);
+            Dispatch { name, pipeline: pending.pipeline.pipeline, bindings, groups }
         };
         let dispatches = self.pending.into_iter().map(bind).collect();
         shared.check()?;
@@ -397,13 +466,36 @@ impl WgpuPlan {
 
     /// Submits the program. From the second run on, the commands of the next one are encoded while the device is busy
     /// with this one: a step of generation waits for nothing then but the device.
-    pub(crate) fn run(&mut self, shared: &Shared) {
+    ///
+    /// # Errors
+    /// Where a profile was asked for, and cannot be had.
+    pub(crate) fn run(&mut self, shared: &Shared) -> Result<()> {
+        if self.runs == profile::RUN && shared.features.contains(profile::FEATURES) {
+            self.runs += 1;
+            eprint!("{}", self.profile(shared)?);
+            return Ok(());
+        }
         let commands = self.ahead.take().unwrap_or_else(|| self.encode(shared));
         shared.queue.submit([commands]);
         self.runs += 1;
         if self.runs > 1 {
             self.ahead = Some(self.encode(shared));
         }
+        Ok(())
+    }
+
+    /// Runs the program, and says how long each kind of kernel took.
+    fn profile(&self, shared: &Shared) -> Result<String> {
+        let stamps = profile::Stamps::new(shared, self.dispatches.len());
+        let mut encoder = shared.device.create_command_encoder(&Default::default());
+        for (at, dispatch) in self.dispatches.iter().enumerate() {
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: stamps.of(at) };
+            dispatch.encode(&mut encoder.begin_compute_pass(&descriptor));
+        }
+        stamps.resolve(&mut encoder);
+        shared.queue.submit([encoder.finish()]);
+        let names: Vec<&str> = self.dispatches.iter().map(|dispatch| dispatch.name).collect();
+        Ok(profile::summary(&self.name, &names, &stamps.milliseconds(shared)?))
     }
 
     fn encode(&self, shared: &Shared) -> wgpu::CommandBuffer {
@@ -412,10 +504,7 @@ impl WgpuPlan {
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in &self.dispatches {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[]);
-                let [x, y, z] = dispatch.groups;
-                pass.dispatch_workgroups(x, y, z);
+                dispatch.encode(&mut pass);
             }
         }
         encoder.finish()

@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 use clap::ValueEnum;
 
+use super::quantize::BlockBits;
 use super::values::{Dtype, Model, Selection};
 use super::{Common, DeviceArg};
 
@@ -75,9 +76,12 @@ pub struct BenchArgs {
     /// Ordinary tokens between landmarks [default: 50; 63 for llama-7b].
     #[arg(long, value_name = "N")]
     pub mem_freq: Option<usize>,
-    /// What a GPU computes in [default: torch.bfloat16]; the CPU computes in float32.
+    /// What a GPU computes in [default: torch.bfloat16]; wgpu takes float16 for it, the CPU computes in float32.
     #[arg(long, value_enum, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
+    /// Keep weights in blocks of so many bits (wgpu; for prefill and decode).
+    #[arg(long, value_enum, value_name = "BITS")]
+    pub bits: Option<BlockBits>,
     /// Steps measured, after one that is not [default: as many as fit in 20 seconds].
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,

@@ -22,7 +22,7 @@ pub struct ModelArgs {
     /// A tokenizer.json [default: the model's own; GPT-2's BPE for a GPT].
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// The type that a GPU computes in [default: torch.bfloat16]; a CPU computes in float32.
+    /// The type that a GPU computes in [default: torch.bfloat16]; wgpu takes float16 for it, a CPU computes in float32.
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Output and machine")]
     pub dtype: Option<Dtype>,
 }

@@ -18,6 +18,7 @@ pub mod lessons;
 pub mod memory;
 pub mod passkey;
 pub mod prepare;
+pub mod quantize;
 pub mod released;
 pub mod retrieval;
 pub mod train;
@@ -73,6 +74,8 @@ pub enum Command {
     Init(init::InitArgs),
     /// Rewrite a checkpoint: another layout, type or number of files, an adapter merged.
     Convert(convert::ConvertArgs),
+    /// Rewrite a LLaMA's weights in blocks of 8 or 4 bits.
+    Quantize(quantize::QuantizeArgs),
     /// Train and evaluate a small model, from nothing, in minutes.
     Demo(demo::DemoArgs),
     /// Measure the speed of training, attention, reading and generating.
@@ -99,7 +102,7 @@ pub struct Common {
 /// `--device` of the commands that do not take the released program's flags.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DeviceArg {
-    /// Where to compute: auto, cpu, cuda, cuda:N or wgpu.
+    /// Where to compute: auto, cpu, cuda, cuda:N, wgpu, wgpu:N or wgpu:NAME.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Output and machine")]
     pub device: DeviceName,
 }
@@ -121,6 +124,7 @@ impl Command {
             Command::Lessons(args) => &args.common,
             Command::Init(args) => &args.common,
             Command::Convert(args) => &args.common,
+            Command::Quantize(args) => &args.common,
             Command::Demo(args) => &args.common,
             Command::Bench(args) => &args.common,
             Command::Info(args) => &args.common,

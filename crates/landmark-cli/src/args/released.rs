@@ -56,7 +56,7 @@ flags! {
         acc_steps: usize => usize = 4;
         /// Seed of every random draw.
         seed: u64 => u64 = 2;
-        /// Where to compute: auto, cpu, cuda, cuda:N or wgpu.
+        /// Where to compute: auto, cpu, cuda, cuda:N, wgpu, wgpu:N or wgpu:NAME.
         device: DeviceName => DeviceName = DeviceName::Auto;
         /// Steps.
         iterations: u64 => u64 = 15_000;

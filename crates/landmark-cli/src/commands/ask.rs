@@ -22,7 +22,6 @@ use crate::answer::{self, Continuation, Times};
 use crate::args::ask::{AskArgs, IndexArgs};
 use crate::args::memory::ModelArgs;
 use crate::args::values::Selection;
-use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Opened};
@@ -59,7 +58,7 @@ pub fn index(args: &IndexArgs, report: &Report) -> Result<()> {
     let text = prompt.text()?.unwrap_or_default();
     let opened = Opened::open(&args.model, device)?;
     let tokens = opened.encode(&text)?;
-    on_device!(device, |backend| index_on(backend, args, &opened, &tokens, report))
+    index_on(device.open(opened.blocks())?, args, &opened, &tokens, report)
 }
 
 fn index_on<B: Backend>(
@@ -216,7 +215,7 @@ pub fn ask(args: &AskArgs, report: &Report) -> Result<()> {
                 .to_owned(),
         });
     }
-    on_device!(device, |backend| ask_on(backend, args, &opened, saved, sampling, report))
+    ask_on(device.open(opened.blocks())?, args, &opened, saved, sampling, report)
 }
 
 fn ask_on<B: Backend>(

@@ -128,7 +128,7 @@ fn refuse_formless(args: &ConvertArgs, config: &ModelConfig) -> Result<()> {
     }
 }
 
-fn refuse_occupied(output: &Path) -> Result<()> {
+pub(super) fn refuse_occupied(output: &Path) -> Result<()> {
     let is_free = match std::fs::read_dir(output) {
         Ok(mut entries) => entries.next().is_none() && !is_file_name(output),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
@@ -162,7 +162,7 @@ impl Conversion<'_> {
     /// A weight as it is to be written.
     fn source(&self, parameter: &Parameter) -> Result<TensorSource<'_>> {
         let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-        let own = self.checkpoint.tensor(&name)?.map(|tensor| tensor.dtype());
+        let own = self.checkpoint.dtype(&name)?;
         let own = own.filter(|own| own.is_float()).unwrap_or(DType::F32);
         let dtype = self.dtype.unwrap_or(own);
         Ok(TensorSource::pieces(name.clone(), dtype, shape, move |sink| {
@@ -244,7 +244,7 @@ fn write_folder(
 }
 
 /// Tokenizer and the like: those of the adapter if it brings a tokenizer, for then the vocabulary grew.
-fn copy_companions(writer: &ModelWriter, base: &Path, adapter: Option<&Path>) -> Result<()> {
+pub(super) fn copy_companions(writer: &ModelWriter, base: &Path, adapter: Option<&Path>) -> Result<()> {
     let has_tokenizer =
         |folder: &&Path| ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).is_file());
     let adapter = adapter.filter(has_tokenizer);
@@ -292,7 +292,7 @@ fn write_ours(args: &ConvertArgs, checkpoint: &Checkpoint, sources: Vec<TensorSo
 }
 
 /// Names of what was written, sorted.
-fn files_of(output: &Path) -> Result<Vec<String>> {
+pub(super) fn files_of(output: &Path) -> Result<Vec<String>> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if output.is_file() {
         return Ok(vec![name(output)]);

@@ -24,7 +24,6 @@ use super::train::{Start, TrainSettings};
 use crate::args::demo::DemoArgs;
 use crate::args::values::{Model, PositionalEncoder, Scheduler};
 use crate::checkpoint::{AttentionBias, Checkpoint};
-use crate::device::on_device;
 use crate::error::{Error, Result};
 use crate::report::{Report, scaled};
 use crate::settings::{RunArgs, experiment, model, summary};
@@ -77,7 +76,7 @@ struct Outcome {
 /// # Errors
 /// If the flags cannot be followed, or a step fails.
 pub fn run(args: &DemoArgs, report: &Report) -> Result<()> {
-    args.device.device.check()?;
+    args.device.device.select_for_training()?;
     if args.iterations == Some(0) {
         return Err(Error::flag("--iterations", "must be at least 1", ""));
     }
@@ -90,7 +89,7 @@ pub fn run(args: &DemoArgs, report: &Report) -> Result<()> {
     let speed = if finished {
         0.0
     } else {
-        on_device!(settings.device, |backend| training::run(backend, &settings, report))?.tokens_per_second
+        training::run(settings.device.open(None)?, &settings, report)?.tokens_per_second
     };
     let checkpoint = settings.folder.join(training::FINAL);
     let evaluation = evaluate(&settings, &checkpoint, report)?;
@@ -164,7 +163,7 @@ fn settings(args: &DemoArgs, data: PathBuf) -> Result<TrainSettings> {
         run,
         data,
         schedule,
-        device: args.device.device.select()?,
+        device: args.device.device.select_for_training()?,
         start: Start::Newest,
         keep_last: Some(1),
         remarks: Vec::new(),
@@ -213,7 +212,7 @@ fn read(
     what: &str,
     report: &Report,
 ) -> Result<Averages> {
-    on_device!(settings.device, |backend| read_on(backend, settings, checkpoint, reading, what, report))
+    read_on(settings.device.open(None)?, settings, checkpoint, reading, what, report)
 }
 
 fn read_on<B: Backend>(

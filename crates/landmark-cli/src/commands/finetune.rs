@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::finetune::{FinetuneArgs, LrScheduler, Strategy};
 use crate::args::values::Dtype;
-use crate::device::{Device, on_device};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::finetuning;
 use crate::report::Report;
@@ -159,7 +159,7 @@ impl FinetuneSettings {
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn settings(args: &FinetuneArgs) -> Result<FinetuneSettings> {
-    let device = args.device.device.select()?;
+    let device = args.device.device.select_for_training()?;
     let dtype = dtype(args)?;
     check(args)?;
     let start = match args.resume_from_checkpoint.as_deref() {
@@ -323,7 +323,7 @@ pub fn run(args: &FinetuneArgs, report: &Report) -> Result<()> {
     for remark in &settings.remarks {
         report.log(remark);
     }
-    let outcome = on_device!(settings.device, |backend| finetuning::run(backend, &settings, report))?;
+    let outcome = finetuning::run(settings.device.open(None)?, &settings, report)?;
     report.json(&outcome)?;
     report.print(format!(
         "loss {:.4} after {} steps ({:.2} epochs)\nwritten to {}",

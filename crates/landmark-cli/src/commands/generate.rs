@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{self, Continuation, Times};
 use crate::args::generate::{AnswerArgs, GenerateArgs};
-use crate::device::{Device, on_device};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Opened};
@@ -187,7 +187,8 @@ pub fn run(args: &GenerateArgs, report: &Report) -> Result<()> {
     let settings = settings(args)?;
     let opened = Opened::open(&args.model, settings.device)?;
     let prompts = prompts(&settings.prompt, &opened)?;
-    on_device!(settings.device, |backend| run_on(backend, args, &settings, &opened, &prompts, report))
+    let backend = settings.device.open(opened.blocks())?;
+    run_on(backend, args, &settings, &opened, &prompts, report)
 }
 
 fn run_on<B: Backend>(

@@ -12,6 +12,7 @@ pub mod init;
 pub mod lessons;
 pub mod passkey;
 pub mod prepare;
+pub mod quantize;
 pub mod retrieval;
 pub mod sweep;
 pub mod train;
@@ -48,6 +49,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Lessons(args) => lessons::run(args, &report),
         Command::Init(args) => init::run(args, &report),
         Command::Convert(args) => convert::run(args, &report),
+        Command::Quantize(args) => quantize::run(args, &report),
         Command::Demo(args) => demo::run(args, &report),
         Command::Bench(args) => bench::run(args, &report),
         Command::Info(args) => info::run(args, &report),

@@ -102,7 +102,7 @@ impl SweepSettings {
         flags.given.eval_sample_size = given.eval_sample_size.or(flags.given.eval_sample_size);
         flags.given.mem_cache_freq = given.mem_cache_freq.or(flags.given.mem_cache_freq);
         flags.given.seed = given.seed;
-        flags.given.device = given.device;
+        flags.given.device = given.device.clone();
         flags.given.dtype = given.dtype;
         flags.given.landmark_id = given.landmark_id;
         flags.checkpoint =

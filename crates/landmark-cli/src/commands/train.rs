@@ -6,7 +6,7 @@ use landmark_model::schedule::{Anneal, Schedule};
 
 use crate::args::train::TrainArgs;
 use crate::args::values::{Dtype, Scheduler};
-use crate::device::{Device, on_device};
+use crate::device::Device;
 use crate::error::Result;
 
 use crate::report::Report;
@@ -52,7 +52,7 @@ pub struct TrainSettings {
 pub fn settings(args: &TrainArgs) -> Result<TrainSettings> {
     let mut run = RunArgs::resolve(&Settings::new(), &args.given);
     check::training(&run)?;
-    let device = run.device.select()?;
+    let device = run.device.select_for_training()?;
     let data = data_folder_of(&mut run, args)?;
     let schedule = schedule(&run);
     schedule.validate()?;
@@ -121,7 +121,7 @@ pub fn run(args: &TrainArgs, report: &Report) -> Result<()> {
         report.log(format!("already found experiment {}; skipping it", settings.folder.display()));
         return Ok(());
     }
-    let outcome = on_device!(settings.device, |backend| training::run(backend, &settings, report))?;
+    let outcome = training::run(settings.device.open(None)?, &settings, report)?;
     report.json(&outcome)?;
     report.print(format!(
         "validation loss {:.4} (perplexity {:.2}) after {} steps\ncheckpoint {}\nloss curve {}",

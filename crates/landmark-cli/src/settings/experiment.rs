@@ -60,7 +60,7 @@ pub fn name(run: &RunArgs) -> String {
 fn overridden(run: &RunArgs) -> Vec<String> {
     // The released default device is cuda:0; taking the best device there is, the default here, is no
     // override either.
-    let device = if run.device == DeviceName::Cuda(0) { run.device } else { DeviceName::Auto };
+    let device = if run.device == DeviceName::Cuda(0) { run.device.clone() } else { DeviceName::Auto };
     let defaults = RunArgs { device, ..RunArgs::default() }.to_map();
     let differs = |key: &str, value: &Value| defaults.get(key) != Some(value) && !NOT_LISTED.contains(&key);
     run.to_map().into_iter().filter(|(key, value)| differs(key, value)).map(|(key, _)| key).collect()

@@ -92,3 +92,24 @@ pub(crate) fn as_ours(name: &str, path: &Path, mut change: impl FnMut(&str, &mut
     let metadata = BTreeMap::from([("args".to_owned(), args), ("iteration".to_owned(), "20".to_owned())]);
     write_safetensors(path, tensors, &metadata).expect("a checkpoint");
 }
+
+/// A folder with the weights of the fixture and a tokenizer for it: bytes.
+pub(crate) fn model_with_tokenizer(folder: &Path) {
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("llama").join(name), folder.join(name)).unwrap();
+    }
+    let vocab: serde_json::Map<String, Value> =
+        (0..96_u8).map(|i| (char::from(32 + i).to_string(), serde_json::json!(u32::from(i) + 3))).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [
+            {"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+             "normalized": false, "special": true}],
+        "normalizer": null, "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false},
+        "post_processor": null, "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab, "merges": []}
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}

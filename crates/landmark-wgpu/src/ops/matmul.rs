@@ -3,6 +3,7 @@
 //! Weights larger than a binding are multiplied piece by piece: their rows are columns of the result.
 
 use crate::kernel::{Entry, Kernel, Resource};
+use crate::matrix_units;
 use crate::plan::{Compiler, Part, alignment};
 use landmark_core::ops::Matmul;
 use landmark_core::{DType, Result, Tensor};
@@ -11,6 +12,33 @@ use landmark_core::{DType, Result, Tensor};
 const FEW_ROWS: usize = 8;
 /// Rows and columns of a tile of the other kernel.
 const TILE: usize = 64;
+/// The same on matrix units.
+const WIDE_TILE: usize = 128;
+
+/// Which kernel makes a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A matrix and a few vectors.
+    Few,
+    /// On matrix units, in f16 with sums in f32.
+    MatrixUnits,
+    /// In f32.
+    Portable,
+}
+
+impl Product {
+    /// The fastest that serves. Activations in f32 are not rounded for the matrix units' sake; weights in blocks have no
+    /// more digits than f16 has.
+    fn way(&self, part: &Part, c: &Compiler<'_>) -> Way {
+        let is_half = |tensor| c.dtype(tensor) == DType::F16;
+        match self.rows {
+            ..=FEW_ROWS => Way::Few,
+            _ if !c.has(matrix_units::FEATURES) || !is_half(self.a) => Way::Portable,
+            _ if part.quantised.is_some() || is_half(self.b) => Way::MatrixUnits,
+            _ => Way::Portable,
+        }
+    }
+}
 
 /// `a · transpose(b)`, of some rows of `a` `(M, K)`; `b` `(N, K)`.
 pub(super) struct Product {
@@ -54,18 +82,27 @@ pub(super) fn into_workspace(product: &Product, out: &Resource, c: &mut Compiler
 
 /// The kernel for so many rows, with its factors.
 fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
-    let mut k = if product.rows <= FEW_ROWS {
-        let mut k = Kernel::new("matvec", include_str!("../shaders/matvec.wgsl"));
-        k.constant("ROWS", product.rows);
-        k.constant("WORKGROUP", 64);
-        k.combining(c.has(wgpu::Features::SUBGROUP));
-        k
-    } else {
-        Kernel::new("matmul", include_str!("../shaders/matmul.wgsl"))
+    let way = product.way(part, c);
+    let mut k = match way {
+        Way::Few => {
+            let mut k = Kernel::new("matvec", include_str!("../shaders/matvec.wgsl"));
+            k.constant("ROWS", product.rows);
+            k.constant("WORKGROUP", 64);
+            k.combining(c.has(wgpu::Features::SUBGROUP));
+            k
+        }
+        Way::MatrixUnits => {
+            let body = include_str!("../shaders/matmul_cooperative.wgsl");
+            let mut k = Kernel::new("matmul on matrix units", body);
+            k.extension("f16");
+            k.extension("wgpu_cooperative_matrix");
+            k
+        }
+        Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
     };
     let alignment = alignment(&[c.cols(product.a)]);
     c.read(&mut k, "a", product.a, alignment)?;
-    if product.rows <= FEW_ROWS {
+    if way == Way::Few {
         c.read_chunks(&mut k, "b", product.b, part);
     } else {
         c.read_part(&mut k, "b", product.b, part, alignment);
@@ -88,8 +125,10 @@ fn launch(
     k.param("first", part.first);
     k.param("stride", stride);
     k.param("scale", scale);
-    if product.rows <= FEW_ROWS {
-        return c.dispatch(k, part.rows.div_ceil(4));
-    }
-    c.dispatch_grid(k, [part.rows.div_ceil(TILE), product.rows.div_ceil(TILE), 1])
+    let tile = match product.way(part, c) {
+        Way::Few => return c.dispatch(k, part.rows.div_ceil(4)),
+        Way::MatrixUnits => WIDE_TILE,
+        Way::Portable => TILE,
+    };
+    c.dispatch_grid(k, [part.rows.div_ceil(tile), product.rows.div_ceil(tile), 1])
 }

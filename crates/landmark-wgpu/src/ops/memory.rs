@@ -4,7 +4,7 @@ use super::landmark_attention::divide;
 use super::rope::head_alignment;
 use super::{MEMORY, SOFTMAX};
 use crate::kernel::{Entry, Kernel, Resource};
-use crate::plan::{Compiler, WORKGROUP, alignment};
+use crate::plan::{Compiler, Part, WORKGROUP, alignment};
 use landmark_core::ops::{
     AppendKv, LandmarkScores, MemoryShape, Origin, RetrievalAttention, RopeStyle, SelectBlocks, Selection,
 };
@@ -19,8 +19,24 @@ fn describe(k: &mut Kernel, memory: &MemoryShape) {
 }
 
 pub(super) fn append_kv(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
-    let MemoryShape { batch, block, kv_heads, head_dim, .. } = op.memory;
+    let MemoryShape { batch, kv_heads, .. } = op.memory;
     let tokens = c.rows(op.k.tensor) / batch - op.skip;
+    for (keys, values) in c.rings(op.keys, op.values)? {
+        let held = keys.rows.min(kv_heads);
+        append_heads(op, c, [&keys, &values], held, tokens)?;
+    }
+    Ok(())
+}
+
+/// Stores the key heads that lie in a piece of the rings.
+fn append_heads(
+    op: &AppendKv,
+    c: &mut Compiler<'_>,
+    rings: [&Part; 2],
+    held: usize,
+    tokens: usize,
+) -> Result<()> {
+    let MemoryShape { batch, block, kv_heads, head_dim, .. } = op.memory;
     let mut k = Kernel::new("append_kv", include_str!("../shaders/append_kv.wgsl"));
     k.constant("WORKGROUP", WORKGROUP);
     for (name, cols) in [("k", op.k), ("v", op.v)] {
@@ -28,21 +44,24 @@ pub(super) fn append_kv(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
     }
     c.uniform(&mut k, "lengths", op.lengths)?;
     c.uniform(&mut k, "counts", op.counts)?;
-    for (name, tensor) in [("keys", op.keys), ("values", op.values), ("landmarks", op.landmarks)] {
-        c.write(&mut k, name, tensor, alignment(&[head_dim]))?;
+    for (name, tensor, part) in [("keys", op.keys, rings[0]), ("values", op.values, rings[1])] {
+        c.ring(&mut k, name, tensor, alignment(&[head_dim]), Entry::Write, part)?;
     }
+    c.write(&mut k, "landmarks", op.landmarks, alignment(&[head_dim]))?;
     k.param("batch", batch);
     k.param("tokens", tokens);
     k.param("skip", op.skip);
     k.param("slots", op.memory.slots());
     k.param("block", block);
     k.param("kv_heads", kv_heads);
+    k.param("first_head", rings[0].first);
+    k.param("held", held);
     k.param("head_dim", head_dim);
     k.param("k_cols", c.cols(op.k.tensor));
     k.param("k_start", op.k.start);
     k.param("v_cols", c.cols(op.v.tensor));
     k.param("v_start", op.v.start);
-    c.dispatch(k, (batch * tokens * kv_heads * head_dim.div_ceil(4)).div_ceil(WORKGROUP))
+    c.dispatch(k, (batch * tokens * held * head_dim.div_ceil(4)).div_ceil(WORKGROUP))
 }
 
 pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<()> {
@@ -170,17 +189,26 @@ fn angles(
 
 pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<()> {
     let table = angles(c, op.frequencies, op.style, op.memory.head_dim, op.memory.block)?;
-    // With everything bound at once there would be nine storage buffers, one more than WebGPU promises.
-    attend(op, c, table.clone(), false)?;
-    if op.shares.is_some() {
-        attend(op, c, table, true)?;
+    for (keys, values) in c.rings(op.keys, op.values)? {
+        // With everything bound at once there would be nine storage buffers, one more than WebGPU promises.
+        attend(op, c, table.clone(), [&keys, &values], false)?;
+        if op.shares.is_some() {
+            attend(op, c, table.clone(), [&keys, &values], true)?;
+        }
     }
     Ok(())
 }
 
-/// The attention's result, or the shares of its blocks.
-fn attend(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, is_shares: bool) -> Result<()> {
+/// The attention's result, or the shares of its blocks, of the heads whose keys lie in a piece of the rings.
+fn attend(
+    op: &RetrievalAttention,
+    c: &mut Compiler<'_>,
+    table: Resource,
+    rings: [&Part; 2],
+    is_shares: bool,
+) -> Result<()> {
     let (memory, heads) = (&op.memory, &op.heads);
+    let held = rings[0].rows.min(heads.kv_heads);
     let head_dim = heads.head_dim;
     let mut k = Kernel::new("retrieval_attention", include_str!("../shaders/retrieval_attention.wgsl"));
     divide(&mut k, c, head_dim)?;
@@ -195,7 +223,7 @@ fn attend(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, is_sha
         c.read(&mut k, name, cols.tensor, alignment)?;
         k.pairs(name);
     }
-    c.read(&mut k, "keys", op.keys, head_alignment(op.style, head_dim, &[]))?;
+    c.ring(&mut k, "keys", op.keys, head_alignment(op.style, head_dim, &[]), Entry::Read, rings[0])?;
     k.pairs("keys");
     c.read_if(&mut k, "chosen", op.chosen, 1)?;
     k.raw("angles", "vec4<f32>", Entry::Read, table);
@@ -204,14 +232,19 @@ fn attend(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, is_sha
     let wanted = |tensor| (!is_shares).then_some(tensor);
     let v = alignment(&[head_dim, op.v.start, c.cols(op.v.tensor)]);
     c.read_if(&mut k, "v", wanted(op.v.tensor), v)?;
-    c.read_if(&mut k, "values", wanted(op.values), alignment(&[head_dim]))?;
+    if is_shares {
+        k.absent("values");
+    } else {
+        c.ring(&mut k, "values", op.values, alignment(&[head_dim]), Entry::Read, rings[1])?;
+    }
     c.write_if(&mut k, "out", wanted(op.out), alignment(&[head_dim]))?;
     c.write_if(&mut k, "shares", op.shares.filter(|_| is_shares), 1)?;
     describe(&mut k, memory);
     k.param("batch", heads.batch);
     k.param("rows", heads.queries);
     k.param("heads", heads.heads);
-    k.param("kv_heads", heads.kv_heads);
+    k.param("first_head", rings[0].first);
+    k.param("held", held);
     k.param("share", heads.heads / heads.kv_heads);
     for (start, stride, cols) in
         [("q_start", "q_cols", op.q), ("k_start", "k_cols", op.k), ("v_start", "v_cols", op.v)]
@@ -221,5 +254,5 @@ fn attend(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, is_sha
     }
     k.param("scale", 1.0 / (head_dim as f32).sqrt());
     k.param("cutoff", op.miss_cutoff.unwrap_or(0.0));
-    c.dispatch(k, heads.batch * heads.heads * heads.queries)
+    c.dispatch(k, heads.batch * held * (heads.heads / heads.kv_heads) * heads.queries)
 }

@@ -9,13 +9,15 @@ fn main(
 ) {
     let quads = (params.head_dim + 3u) / 4u;
     let i = group_index(group, groups) * WORKGROUP + thread;
-    if (i >= params.batch * params.tokens * params.kv_heads * quads) {
+    if (i >= params.batch * params.tokens * params.held * quads) {
         return;
     }
     let d = 4u * (i % quads);
-    let h = i / quads % params.kv_heads;
-    let t = i / quads / params.kv_heads % params.tokens;
-    let b = i / quads / params.kv_heads / params.tokens;
+    // Of the heads that lie in this piece of the rings.
+    let held = i / quads % params.held;
+    let h = params.first_head + held;
+    let t = i / quads / params.held % params.tokens;
+    let b = i / quads / params.held / params.tokens;
     let count = counts_at(b);
     if (t >= count || t + params.slots * params.block < count) {
         return;
@@ -27,7 +29,7 @@ fn main(
     let valid = valid_of(d, params.head_dim);
     let key = k_quad(row * params.k_cols + params.k_start + h * params.head_dim + d, valid);
     let value = v_quad(row * params.v_cols + params.v_start + h * params.head_dim + d, valid);
-    let e = (((b * params.slots + slot) * params.kv_heads + h) * params.block + offset) * params.head_dim + d;
+    let e = (((b * params.slots + slot) * params.held + held) * params.block + offset) * params.head_dim + d;
     keys_put(e, key, valid);
     values_put(e, value, valid);
     if (offset + 1u == params.block) {

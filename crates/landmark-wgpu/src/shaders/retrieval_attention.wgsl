@@ -46,15 +46,18 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let task = group_index(group, groups);
-    if (task >= params.batch * params.heads * params.rows) {
+    let heads = params.held * params.share;
+    if (task >= params.batch * heads * params.rows) {
         return;
     }
     let t = task % params.rows;
-    let h = task / params.rows % params.heads;
-    let b = task / params.rows / params.heads;
+    // Of the heads whose keys lie in this piece of the rings.
+    let h = params.first_head * params.share + task / params.rows % heads;
+    let b = task / params.rows / heads;
     let skip = select(0u, 1u, MISS);
     let state = state_of(lengths_at(b));
     let kv = h / params.share;
+    let held = kv - params.first_head;
     let q = (b * params.rows + t) * params.q_cols + params.q_start + h * HEAD;
     let k = b * params.rows * params.k_cols + params.k_start + kv * HEAD;
     let v = b * params.rows * params.v_cols + params.v_start + kv * HEAD;
@@ -86,7 +89,7 @@ fn main(
         }
         let later = select(0u, 1u, stingy_index(state, j) > 0u);
         turn_query((slot + later) * params.block, thread);
-        let page = ((b * (params.blocks + 1u) + slot_of(state, j)) * params.kv_heads + kv) * params.block * HEAD;
+        let page = ((b * (params.blocks + 1u) + slot_of(state, j)) * params.held + held) * params.block * HEAD;
         for (var first = 0u; first < params.block; first += WORKGROUP) {
             let count = min(WORKGROUP, params.block - first);
             let offset = first + thread;
@@ -112,7 +115,7 @@ fn main(
     }
 
     // The unfinished block and the chunk up to the query, block by block.
-    let page = ((b * (params.blocks + 1u) + state.seen % (params.blocks + 1u)) * params.kv_heads + kv) * params.block * HEAD;
+    let page = ((b * (params.blocks + 1u) + state.seen % (params.blocks + 1u)) * params.held + held) * params.block * HEAD;
     if (state.unfinished > 0u) {
         let blocks_before = select(state.retrieved + 1u, min(state.seen, params.top_k + 1u), BLOCKS_SEEN);
         turn_query(blocks_before * params.block, thread);

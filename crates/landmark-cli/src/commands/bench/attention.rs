@@ -11,7 +11,7 @@ use rand::RngExt;
 use serde::Serialize;
 
 use crate::args::bench::BenchArgs;
-use crate::device::{Device, on_device};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::opened::stored;
 use crate::report::Report;
@@ -25,10 +25,12 @@ struct Outcome {
     what: &'static str,
     /// Medians, in milliseconds.
     forward_milliseconds: f64,
-    backward_milliseconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backward_milliseconds: Option<f64>,
     /// By the op's own count: a causal half of the pairs.
     forward_tflops_per_second: f64,
-    backward_tflops_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backward_tflops_per_second: Option<f64>,
     batch: usize,
     heads: usize,
     kv_heads: usize,
@@ -62,7 +64,7 @@ pub(super) fn run(args: &BenchArgs, device: Device, report: &Report) -> Result<(
         return Err(Error::flag("--block", "a block of 1 holds no ordinary token", "give 0, or 2 and more"));
     }
     let dtype = device.compute(args.dtype.unwrap_or_default());
-    on_device!(device, |backend| run_on(&backend, args, shape, dtype, device, report))
+    run_on(&device.open(None)?, args, shape, dtype, device, report)
 }
 
 /// The tensors, and the two ops.
@@ -124,13 +126,18 @@ fn run_on<B: Backend>(
         Ok((times[times.len() / 2] / RUNS as f64, program.ops()[0].cost(&program).flops))
     };
     let (forward, forward_flops) = measure("forward", op.forward.clone().into())?;
-    let (backward, backward_flops) = measure("backward", op.into())?;
+    // wgpu runs models, and has no gradients.
+    let backward = match device {
+        Device::Wgpu(_) => None,
+        _ => Some(measure("backward", op.into())?),
+    };
+    let rate = |(seconds, flops): (f64, u64)| flops as f64 / seconds / 1e12;
     let outcome = Outcome {
         what: "attention",
         forward_milliseconds: forward * 1e3,
-        backward_milliseconds: backward * 1e3,
-        forward_tflops_per_second: forward_flops as f64 / forward / 1e12,
-        backward_tflops_per_second: backward_flops as f64 / backward / 1e12,
+        backward_milliseconds: backward.map(|(seconds, _)| seconds * 1e3),
+        forward_tflops_per_second: rate((forward, forward_flops)),
+        backward_tflops_per_second: backward.map(rate),
         batch: shape.batch,
         heads: shape.heads,
         kv_heads: shape.kv_heads,
@@ -141,11 +148,13 @@ fn run_on<B: Backend>(
         device: super::name(device),
     };
     report.json(&outcome)?;
-    report.print(format!(
-        "forward {:.3} ms ({:.2} TFLOP/s), backward {:.3} ms ({:.2} TFLOP/s)",
-        outcome.forward_milliseconds,
-        outcome.forward_tflops_per_second,
-        outcome.backward_milliseconds,
-        outcome.backward_tflops_per_second
-    ))
+    let shown =
+        |name: &str, milliseconds: f64, rate: f64| format!("{name} {milliseconds:.3} ms ({rate:.2} TFLOP/s)");
+    let mut line = shown("forward", outcome.forward_milliseconds, outcome.forward_tflops_per_second);
+    if let (Some(milliseconds), Some(rate)) =
+        (outcome.backward_milliseconds, outcome.backward_tflops_per_second)
+    {
+        line += &format!(", {}", shown("backward", milliseconds, rate));
+    }
+    report.print(line)
 }

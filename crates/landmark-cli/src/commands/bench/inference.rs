@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use landmark_core::quantize::Bits;
 use landmark_core::{Backend, Paging};
 use landmark_model::config::{Attention, Family, Mlp, ModelConfig, Norm, Rotary, Scaling};
 use landmark_model::engine::Engine;
@@ -20,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::bench::{BenchArgs, ShapeName, What};
-use crate::device::{Device, memory_in_use, on_device};
+use crate::device::{Device, memory_in_use};
 use crate::error::{Error, Result};
 use crate::evaluation::granularity;
 use crate::machine::peak_memory;
@@ -100,7 +101,11 @@ pub(super) fn run(args: &BenchArgs, device: Device, report: &Report) -> Result<(
             return Err(Error::flag(flag, "must be at least 1", ""));
         }
     }
-    on_device!(device, |backend| run_on(backend, args, device, report))
+    if args.bits.is_some() && !matches!(device, Device::Wgpu(_)) {
+        let help = "leave it out, or give --device wgpu";
+        return Err(Error::flag("--bits", format!("{device} computes with weights as values"), help));
+    }
+    run_on(device.open(args.bits.map(Bits::from))?, args, device, report)
 }
 
 fn run_on<B: Backend>(backend: B, args: &BenchArgs, device: Device, report: &Report) -> Result<()> {
@@ -121,7 +126,7 @@ fn run_on<B: Backend>(backend: B, args: &BenchArgs, device: Device, report: &Rep
         lookups: false,
     };
     let room = Room {
-        compute: device.compute(args.dtype.unwrap_or_default()),
+        compute: device.compute_with(args.dtype, args.bits.map(Bits::from)),
         ..settings.room(&config, cache, batch)
     };
     let paging = Paging { device: flags.device_memory.map(|size| size.as_u64()), ..Paging::default() };
@@ -153,6 +158,7 @@ fn run_on<B: Backend>(backend: B, args: &BenchArgs, device: Device, report: &Rep
             "model": config, "context": flags.context, "chunk": chunk, "block": block, "cache_topk": top_k,
             "cache_selection_method": settings.selection, "batch_size": batch, "new_tokens": new_tokens,
             "dtype": engine.model().room.compute.name(),
+            "bits": args.bits.map(|bits| bits.count()),
             "device_memory": flags.device_memory.map(|size| size.as_u64()),
         }),
     };

@@ -22,7 +22,10 @@ pub fn run(args: &BenchArgs, report: &Report) -> Result<()> {
     if args.steps == Some(0) {
         return Err(Error::flag("--steps", "must be at least 1", ""));
     }
-    let device = args.device.device.select()?;
+    let device = match args.what {
+        What::Train => args.device.device.select_for_training()?,
+        _ => args.device.device.select()?,
+    };
     match args.what {
         What::Train | What::Forward => training::run(args, device, report),
         What::Attention => attention::run(args, device, report),
@@ -36,8 +39,14 @@ fn name(device: Device) -> String {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(number) => match landmark_cuda::device_info(number as usize) {
             Ok(info) => info.name,
-            Err(_) => format!("cuda:{number}"),
+            Err(_) => device.to_string(),
         },
+        Device::Wgpu(number) => {
+            let adapters = pollster::block_on(landmark_wgpu::adapters());
+            adapters
+                .get(number)
+                .map_or(device.to_string(), |adapter| format!("{} ({})", adapter.name, adapter.backend))
+        }
     }
 }
 

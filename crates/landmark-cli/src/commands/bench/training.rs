@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::measure;
 use crate::args::bench::{BenchArgs, ShapeName, What};
-use crate::device::{Device, memory_in_use, on_device};
+use crate::device::{Device, memory_in_use};
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::report::{Report, scaled};
@@ -54,7 +54,7 @@ pub(super) fn settings(args: &BenchArgs) -> Result<RunArgs> {
         landmark_id: released.landmark_id.min(vocab_size.saturating_sub(1) as u32),
         dtype: args.dtype.unwrap_or_default(),
         seed: args.seed,
-        device: args.device.device,
+        device: args.device.device.clone(),
         ..released
     };
     check::model(&run)?;
@@ -90,7 +90,7 @@ struct Outcome {
 /// If the flags cannot be followed.
 pub(super) fn run(args: &BenchArgs, device: Device, report: &Report) -> Result<()> {
     let run = settings(args)?;
-    on_device!(device, |backend| run_on(backend, args, &run, device, report))
+    run_on(device.open(None)?, args, &run, device, report)
 }
 
 fn run_on<B: Backend>(

@@ -2,10 +2,12 @@
 
 use landmark_cuda::cache::Cache;
 use landmark_model::table::{Format, Table};
+use landmark_wgpu::AdapterInfo;
+use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::info::InfoArgs;
-use crate::device::{Device, DeviceName};
+use crate::device::{self, Device, DeviceName};
 use crate::error::Result;
 use crate::report::Report;
 
@@ -18,7 +20,10 @@ struct Machine {
     devices: Vec<Found>,
     /// What `--device auto` takes.
     auto: String,
+    /// Why.
+    because: String,
     cuda: Cuda,
+    wgpu: Vec<Adapter>,
 }
 
 /// A device that can be used.
@@ -34,6 +39,26 @@ struct Found {
     compute_capability: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     multiprocessors: Option<u32>,
+}
+
+/// An adapter that wgpu finds.
+#[derive(Debug, Serialize)]
+struct Adapter {
+    /// As `--device` takes it.
+    device: String,
+    name: String,
+    /// Vulkan, Metal or DX12.
+    interface: String,
+    /// Discrete, integrated, virtual, software or other.
+    kind: &'static str,
+    driver: String,
+    /// Optional features that kernels make use of.
+    features: Vec<&'static str>,
+    /// Bytes of a tensor above which it is split.
+    largest_binding_bytes: u64,
+    /// Why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    too_small: Option<String>,
 }
 
 /// What CUDA needs besides a device.
@@ -66,20 +91,46 @@ pub(super) fn describe(args: &InfoArgs, report: &Report) -> Result<()> {
         compute_capability: None,
         multiprocessors: None,
     };
-    let auto = match DeviceName::Auto.select()? {
-        Device::Cpu => "cpu".to_owned(),
-        Device::Cuda(number) => DeviceName::Cuda(number).to_string(),
-    };
+    let (auto, because) = device::best();
+    let wgpu: Vec<Adapter> =
+        block_on(landmark_wgpu::adapters()).into_iter().enumerate().map(adapter).collect();
+    let usable = |adapter: &&Adapter| adapter.too_small.is_none();
+    let others: Vec<Found> = wgpu.iter().filter(usable).map(found).chain([cpu]).collect();
     let machine = Machine {
         version: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         threads,
-        devices: gpus.into_iter().chain([cpu]).collect(),
-        auto,
+        devices: gpus.into_iter().chain(others).collect(),
+        auto: auto.to_string(),
+        because,
         cuda,
+        wgpu,
     };
     report.print(rendered(&machine))?;
     report.json(&machine)
+}
+
+fn adapter((number, info): (usize, AdapterInfo)) -> Adapter {
+    Adapter {
+        device: Device::Wgpu(number).to_string(),
+        name: info.name,
+        interface: info.backend,
+        kind: info.kind,
+        driver: info.driver,
+        features: info.features,
+        largest_binding_bytes: info.largest_binding,
+        too_small: info.too_small,
+    }
+}
+
+fn found(adapter: &Adapter) -> Found {
+    Found {
+        device: adapter.device.clone(),
+        name: format!("{} ({}, {})", adapter.name, adapter.interface, adapter.kind),
+        memory_bytes: None,
+        compute_capability: None,
+        multiprocessors: None,
+    }
 }
 
 fn cuda() -> (Vec<Found>, Cuda) {
@@ -129,9 +180,10 @@ fn rendered(machine: &Machine) -> String {
         let capability = found.compute_capability.clone().unwrap_or_else(|| "-".to_owned());
         table.row([found.device.clone(), found.name.clone(), memory, capability]);
     }
-    let Machine { version, system, threads, auto, cuda, .. } = machine;
+    let Machine { version, system, threads, auto, because, cuda, .. } = machine;
     let mut lines = vec![
-        format!("landmark {version} on {system}, {threads} threads; --device auto takes {auto}"),
+        format!("landmark {version} on {system}, {threads} threads"),
+        format!("--device auto takes {auto}: {because}"),
         String::new(),
         table.render(Format::Text).trim_end().to_owned(),
         String::new(),
@@ -143,6 +195,23 @@ fn rendered(machine: &Machine) -> String {
         let size = bytesize::ByteSize(cuda.cached_bytes);
         lines.push(format!("compiled kernels: {} in {cache}, {size}", cuda.cached_kernels));
     }
-    lines.push("wgpu: not part of this build".to_owned());
+    for adapter in &machine.wgpu {
+        let features = match adapter.features.is_empty() {
+            true => "none".to_owned(),
+            false => adapter.features.join(", "),
+        };
+        lines.push(match &adapter.too_small {
+            Some(reason) => format!("{}: {reason}", adapter.device),
+            None => format!(
+                "{}: driver {}; optional features in use: {features}; tensors are split above {}",
+                adapter.device,
+                adapter.driver,
+                bytesize::ByteSize(adapter.largest_binding_bytes)
+            ),
+        });
+    }
+    if machine.wgpu.is_empty() {
+        lines.push("wgpu: no GPU was found that speaks Vulkan, Metal or DX12".to_owned());
+    }
     lines.join("\n")
 }
