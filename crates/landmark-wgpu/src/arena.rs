@@ -39,6 +39,12 @@ impl WgpuArena {
         Ok(WgpuArena { layout: layout.clone(), tensors, weights: shared.weights })
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        let of = |piece: &Piece| piece.buffer.size() + piece.scales.as_ref().map_or(0, wgpu::Buffer::size);
+        self.tensors.iter().flatten().map(of).sum()
+    }
+
     pub(crate) fn pieces(&self, tensor: Tensor) -> &[Piece] {
         &self.tensors[tensor.index()]
     }
@@ -78,6 +84,19 @@ impl WgpuArena {
                 (piece, found.start - start..found.end - start, found.start - bytes.start)
             })
             .collect())
+    }
+}
+
+/// A browser frees a buffer when it next collects garbage, which may be long after another memory was asked for.
+#[cfg(target_arch = "wasm32")]
+impl Drop for WgpuArena {
+    fn drop(&mut self) {
+        for piece in self.tensors.iter().flatten() {
+            piece.buffer.destroy();
+            if let Some(scales) = &piece.scales {
+                scales.destroy();
+            }
+        }
     }
 }
 
