@@ -40,6 +40,12 @@ impl Bits {
     }
 }
 
+/// Whether a tensor is a matrix of weights whose rows are whole blocks: what is kept in blocks where weights are. Norms
+/// and biases never are.
+pub fn is_matrix(name: &str, dims: &[usize]) -> bool {
+    dims.len() == 2 && dims[1].is_multiple_of(BLOCK) && name.ends_with(".weight")
+}
+
 /// Codes and scales of some values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantized {

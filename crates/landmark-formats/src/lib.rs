@@ -3,6 +3,7 @@
 //! | module | what it reads or writes |
 //! |---|---|
 //! | [`safetensors`] | weights and optimiser state, ours and Hugging Face's |
+//! | [`quantized`] | ... and how they hold matrices in blocks of 8 or 4 bits |
 //! | [`peft`] | low-rank adapters as Hugging Face's PEFT stores them |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
 //! | [`huggingface`] | folders in Hugging Face's layout: one file of weights or several with their index |
@@ -23,6 +24,7 @@
 
 pub mod bytes;
 mod error;
+pub mod quantized;
 pub mod safetensors;
 pub mod tensor;
 pub mod torch;

@@ -8,12 +8,16 @@
 //! of optimiser state should need no second copy in memory, be written atomically, and come out byte for byte the
 //! same each time (the crate keeps metadata in a hash map, whose order changes from run to run).
 //!
+//! Matrices in blocks of 8 or 4 bits are read as their values: see [`quantized`](crate::quantized).
+//!
 //! Format: <https://huggingface.co/docs/safetensors#format>.
 
 use crate::bytes::FileBytes;
 use crate::error::{short, some_names};
+use crate::quantized;
 use crate::tensor::{DType, TensorRef, byte_count};
 use crate::{Error, Result};
+use landmark_core::quantize::{BLOCK, Bits};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::borrow::Cow;
@@ -36,6 +40,8 @@ pub struct SafetensorsFile {
     header: Metadata,
     names: Vec<String>,
     data_start: usize,
+    /// How its matrices are quantised, if they are.
+    quantization: Option<Bits>,
 }
 
 impl SafetensorsFile {
@@ -81,7 +87,63 @@ impl SafetensorsFile {
             return Err(damaged(format!("its tensors need {expected} bytes and it holds {actual}")));
         }
         let names = header.offset_keys();
-        Ok(SafetensorsFile { header, names, data_start, bytes })
+        let mut file = SafetensorsFile { header, names, data_start, bytes, quantization: None };
+        file.find_quantized()?;
+        Ok(file)
+    }
+
+    /// Sees whether matrices are quantised, checks that each has its scales, and takes the scales off the names.
+    fn find_quantized(&mut self) -> Result<()> {
+        let Some(kind) = self.metadata_value(quantized::METADATA) else { return Ok(()) };
+        let Some(bits) = quantized::parse(kind) else {
+            return Err(Error::Unsupported {
+                file: self.label().to_owned(),
+                reason: format!("its weights are quantised as `{}`, and q8 and q4 are known", short(kind)),
+            });
+        };
+        let damaged = |reason: String| Err(damaged(self.label(), reason));
+        for name in &self.names {
+            let Some(info) = self.header.info(name) else { continue };
+            if let Some(of) = name.strip_suffix(quantized::SCALES) {
+                if self.header.info(of).is_none_or(|info| info.dtype != Dtype::U8) {
+                    return damaged(format!(
+                        "there are scales, and no `{}` in U8 that they belong to",
+                        short(of)
+                    ));
+                }
+            }
+            if info.dtype != Dtype::U8 {
+                continue;
+            }
+            let Some([rows, cols]) = quantized::matrix_shape(&info.shape, bits) else {
+                return damaged(format!(
+                    "`{}` of shape {:?} is not whole blocks of {kind}",
+                    short(name),
+                    info.shape
+                ));
+            };
+            let Some(scales) = self.header.info(&format!("{name}{}", quantized::SCALES)) else {
+                return damaged(format!("there is no `{}{}`", short(name), quantized::SCALES));
+            };
+            let expected = [rows, cols / BLOCK];
+            if scales.dtype != Dtype::F16 || scales.shape != expected {
+                return damaged(format!(
+                    "`{}{}` is {:?} of {:?}, and F16 of {expected:?} belongs to a matrix in {kind}",
+                    short(name),
+                    quantized::SCALES,
+                    scales.dtype,
+                    scales.shape
+                ));
+            }
+        }
+        self.names.retain(|name| !name.ends_with(quantized::SCALES));
+        self.quantization = Some(bits);
+        Ok(())
+    }
+
+    /// How its matrices are quantised, if they are: see [`quantized`].
+    pub fn quantization(&self) -> Option<Bits> {
+        self.quantization
     }
 
     /// The names of all tensors, in the order in which they lie in the file.
@@ -91,21 +153,71 @@ impl SafetensorsFile {
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.header.info(name).is_some()
+        !self.is_scales(name) && self.header.info(name).is_some()
     }
 
-    /// The tensor `name`, as a view into the file.
+    /// Whether this would be the name of a quantised matrix's scales, which are part of the matrix.
+    fn is_scales(&self, name: &str) -> bool {
+        self.quantization.is_some() && name.ends_with(quantized::SCALES)
+    }
+
+    /// The kind of blocks and the shape of a quantised matrix.
+    fn as_quantized(&self, name: &str) -> Option<(Bits, [usize; 2])> {
+        let (bits, info) = (self.quantization?, self.header.info(name)?);
+        (info.dtype == Dtype::U8).then_some(())?;
+        Some((bits, quantized::matrix_shape(&info.shape, bits)?))
+    }
+
+    /// The shape of the tensor `name`; its bytes are not looked at.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is none, [`Error::Tensor`] if its type is not one of [`DType`].
+    /// As [`get`](Self::get).
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match self.as_quantized(name) {
+            Some((_, shape)) => Ok(shape.to_vec()),
+            None => Ok(self.stored(name)?.shape().to_vec()),
+        }
+    }
+
+    /// The element type of the tensor `name`: F32 for a quantised matrix. Its bytes are not looked at.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        match self.as_quantized(name) {
+            Some(_) => Ok(DType::F32),
+            None => Ok(self.stored(name)?.dtype()),
+        }
+    }
+
+    /// The tensor `name`, as a view into the file; of a quantised matrix, its values in F32.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is none, [`Error::Tensor`] if its type is not one of [`DType`], or its scales are damaged.
     pub fn get(&self, name: &str) -> Result<TensorRef<'_>> {
-        let Some(info) = self.header.info(name) else {
-            return Err(Error::Missing {
-                file: self.bytes.label().to_string(),
-                what: format!("tensor `{}`", short(name)),
-                present: some_names(self.names()),
-            });
-        };
+        if self.is_scales(name) {
+            return Err(self.missing(name));
+        }
+        let Some((bits, shape)) = self.as_quantized(name) else { return self.stored(name) };
+        let (codes, scales) = (self.stored(name)?, self.stored(&format!("{name}{}", quantized::SCALES))?);
+        let values = quantized::restored(name, &codes, &scales, shape, bits)?;
+        // Whoever asked can give up the values, and not what they were made of.
+        self.release(codes.data());
+        self.release(scales.data());
+        Ok(values)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::Missing {
+            file: self.bytes.label().to_string(),
+            what: format!("tensor `{}`", short(name)),
+            present: some_names(self.names()),
+        }
+    }
+
+    /// A tensor as it is stored.
+    fn stored(&self, name: &str) -> Result<TensorRef<'_>> {
+        let Some(info) = self.header.info(name) else { return Err(self.missing(name)) };
         let Some(dtype) = from_safetensors(info.dtype) else {
             let reason = format!(
                 "{} holds it as {:?}, which is not supported; convert it to F32, F16 or BF16",

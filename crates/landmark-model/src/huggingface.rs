@@ -33,6 +33,9 @@ pub const LARGEST_CONFIG: usize = 16 << 20;
 /// The type of the released fine-tuned models.
 const RELEASED_TYPE: &str = "llama_with_landmark";
 
+/// The method that the `quantization_config` of weights in blocks ([`landmark_core::quantize`]) names.
+const QUANTIZED: &str = "landmark";
+
 /// Longest piece of a value that is put into a message, in characters.
 const SHOWN: usize = 60;
 
@@ -185,7 +188,8 @@ fn refuse_others(fields: &Fields) -> Result<()> {
     if let Some(act) = field("hidden_act").filter(|act| !matches!(act.as_str(), Some("silu" | "swish"))) {
         return Err(unsupported("hidden_act", act, "the MLP is computed with silu only"));
     }
-    if let Some(how) = field("quantization_config") {
+    // Blocks of our own kind are read as their values.
+    if let Some(how) = field("quantization_config").filter(|how| how["quant_method"] != QUANTIZED) {
         return Err(unsupported("quantization_config", how, "give the checkpoint that is not quantised"));
     }
     let slides = |name| field(name).is_some_and(|window| window.as_bool() != Some(false));
@@ -250,6 +254,14 @@ fn scaling(fields: &Fields, inner: &Fields, longest: usize) -> Result<Scaling> {
     }
 }
 
+/// The fields for weights in blocks of so many bits. Nobody else reads those: `transformers` would take codes for values
+/// without a word, and with this field it refuses.
+#[must_use]
+pub fn quantized(mut fields: Fields, bits: u32) -> Fields {
+    fields.insert("quantization_config".into(), json!({"quant_method": QUANTIZED, "bits": bits}));
+    fields
+}
+
 /// The ids in a field such as `eos_token_id`, which holds one, several, or null; none if it holds anything else.
 pub fn token_ids(fields: &Fields, name: &str) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -306,6 +318,8 @@ pub fn to_fields(config: &ModelConfig, original: Option<&Fields>) -> Result<Fiel
     ] {
         fields.insert(name.into(), value);
     }
+    // Weights are written as values.
+    fields.shift_remove("quantization_config");
     if !is_kept(|a, b| a.norm == b.norm) {
         fields.insert("rms_norm_eps".into(), json!(shortest(eps)));
     }
@@ -530,6 +544,14 @@ mod tests {
             let error = with(changes).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn blocks_of_our_own_are_read_and_not_passed_on() {
+        let fields = quantized(fields(), 4);
+        assert_eq!(fields["quantization_config"]["bits"], 4);
+        let config = config(&fields).unwrap();
+        assert!(!to_fields(&config, Some(&fields)).unwrap().contains_key("quantization_config"));
     }
 
     /// Each of these would ask for something impossible or enormous.

@@ -8,7 +8,7 @@
 
 use crate::device::{Shared, padded};
 use landmark_core::program::Info;
-use landmark_core::quantize::{BLOCK, Bits};
+use landmark_core::quantize::{BLOCK, Bits, is_matrix};
 use landmark_core::{Error, Layout, Result, Tensor};
 use std::ops::Range;
 
@@ -102,11 +102,7 @@ impl Drop for WgpuArena {
 
 /// Whether a tensor is a matrix of weights, whose rows are whole blocks.
 fn is_quantised(info: &Info) -> bool {
-    let dims = info.shape.dims();
-    dims.len() == 2
-        && dims[1].is_multiple_of(BLOCK)
-        && info.dtype.is_float()
-        && info.name.ends_with(".weight")
+    info.dtype.is_float() && is_matrix(&info.name, info.shape.dims())
 }
 
 fn allocate(shared: &Shared, info: &Info) -> Result<Vec<Piece>> {

@@ -20,6 +20,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use landmark_core::quantize::Bits;
+
 use crate::error::{short, some_names};
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::{DType, TensorRef};
@@ -158,6 +160,14 @@ impl WeightFolder {
         self.shards.len()
     }
 
+    /// How matrices are quantised, if any file's are: see [`quantized`](crate::quantized).
+    pub fn quantization(&self) -> Option<Bits> {
+        self.shards.iter().find_map(|shard| match shard {
+            Shard::Safetensors(file) => file.quantization(),
+            Shard::Torch(..) => None,
+        })
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
@@ -169,7 +179,7 @@ impl WeightFolder {
     /// [`Error::Missing`] if there is none.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         match self.shard(name)? {
-            Shard::Safetensors(file) => Ok(file.get(name)?.shape().to_vec()),
+            Shard::Safetensors(file) => file.shape(name),
             Shard::Torch(_, tensors) => Ok(tensors[name].shape().to_vec()),
         }
     }
@@ -180,7 +190,7 @@ impl WeightFolder {
     /// [`Error::Missing`] if there is none, [`Error::Tensor`] if it is none of [`DType`].
     pub fn dtype(&self, name: &str) -> Result<DType> {
         match self.shard(name)? {
-            Shard::Safetensors(file) => Ok(file.get(name)?.dtype()),
+            Shard::Safetensors(file) => file.dtype(name),
             Shard::Torch(_, tensors) => Ok(tensors[name].dtype()),
         }
     }

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use landmark_core::quantize::Bits;
 use serde_json::{Map, Value, json};
 
 use super::CONFIG;
 use crate::atomic::{DirWriter, write_atomic};
+use crate::quantized;
 use crate::safetensors::{TensorSource, write_safetensors};
 use crate::{Error, Result};
 
@@ -97,6 +99,16 @@ impl ModelWriter {
         }
         let index = json!({"metadata": {"total_size": total}, "weight_map": Value::Object(map)});
         self.write("model.safetensors.index.json", pretty(&index).as_bytes())
+    }
+
+    /// Writes weights of which matrices are quantised ([`quantized::sources`]) as `model.safetensors`: one file, since
+    /// codes and scales stay together, and nobody else's reader would take several.
+    ///
+    /// # Errors
+    /// As [`write_weights`](Self::write_weights).
+    pub fn write_quantized(&self, tensors: Vec<TensorSource<'_>>, bits: Bits) -> Result<()> {
+        let metadata = BTreeMap::from([(quantized::METADATA.to_owned(), quantized::name(bits).to_owned())]);
+        write_safetensors(&self.path().join("model.safetensors"), tensors, &metadata)
     }
 
     /// Writes `config.json` and lets the folder appear.
