@@ -40,7 +40,7 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
     ("landmark-cuda", &["landmark-core"]),
     ("landmark-wgpu", &["landmark-core"]),
     ("landmark-emulator", &[]),
-    ("landmark-formats", &[]),
+    ("landmark-formats", &["landmark-core"]),
     ("landmark-data", &["landmark-formats"]),
     ("landmark-probe", &["landmark-formats"]),
     (

@@ -23,6 +23,7 @@ pub struct ModelFiles {
     /// Ordinary tokens of a block.
     pub freq: usize,
     weights: SafetensorsFile,
+    bytes: usize,
 }
 
 impl ModelFiles {
@@ -45,10 +46,11 @@ impl ModelFiles {
                 format!("has {} tokens, the model {}", tokenizer.vocab_size(), config.vocab_size);
             return Err(wrong("tokenizer.json")(reason));
         }
+        let bytes = weights.len();
         let weights = SafetensorsFile::from_bytes("model.safetensors", weights)
             .map_err(|e| wrong("model.safetensors")(e.to_string()))?;
         let end = huggingface::token_ids(&fields, "eos_token_id");
-        Ok(ModelFiles { config, tokenizer, end, freq, weights })
+        Ok(ModelFiles { config, tokenizer, end, freq, weights, bytes })
     }
 
     /// Positions of a block, its landmark included.
@@ -58,16 +60,12 @@ impl ModelFiles {
 
     /// Bits of a quantised matrix, if the file holds such.
     pub fn bits(&self) -> Option<Bits> {
-        match self.weights.metadata_value("landmark_quantization") {
-            Some("q8") => Some(Bits::Eight),
-            Some("q4") => Some(Bits::Four),
-            _ => None,
-        }
+        self.weights.quantization()
     }
 
     /// Bytes of the weights' file.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.names().filter_map(|name| self.weights.get(name).ok()).map(|t| t.data().len()).sum()
+        self.bytes
     }
 
     /// Shape and values of a weight.

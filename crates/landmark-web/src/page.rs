@@ -16,6 +16,18 @@ use landmark_wgpu::{Options, Wgpu};
 use serde_json::json;
 use wasm_bindgen::prelude::*;
 
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = console)]
+    fn error(text: &str);
+}
+
+/// Called once: a panic, which stops the module, says why in the browser's console.
+#[wasm_bindgen(start)]
+pub fn start() {
+    std::panic::set_hook(Box::new(|info| error(&info.to_string())));
+}
+
 /// The worker's object.
 #[wasm_bindgen]
 pub struct Reader {
