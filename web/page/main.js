@@ -40,7 +40,7 @@ async function start() {
     $("context").textContent = count(model.context);
     showStored(stored);
     $("clear").disabled = !stored.kept;
-    await open(Boolean(navigator.gpu) && !startsOnCpu());
+    await open(wanted());
     busy(false);
   } catch (error) {
     failed(error);
@@ -49,9 +49,10 @@ async function start() {
   }
 }
 
-/** `?device=cpu` leaves the GPU alone. */
-function startsOnCpu() {
-  return new URLSearchParams(location.search).get("device") === "cpu";
+/** The device that the address asks for, as in `?device=cpu` and `?device=gpu`; else whichever is faster. */
+function wanted() {
+  const named = new URLSearchParams(location.search).get("device");
+  return named === "cpu" || named === "gpu" ? named : "faster";
 }
 
 function showStored(stored) {
@@ -68,42 +69,57 @@ function showStored(stored) {
       : `Model ready: ${size}, downloaded${check}. This browser did not let it be stored.`) + damaged;
 }
 
-/** Opens the GPU; where there is none that serves, the CPU, and says so. */
-async function open(gpu) {
-  let why = gpu || startsOnCpu() ? "" : "This browser has no WebGPU, or offers it to securely served pages only. ";
-  try {
-    state.device = await client.call("open", { gpu });
-  } catch (error) {
-    if (!gpu || error.name !== "LandmarkDeviceError") throw error;
-    why = `WebGPU cannot be used: ${error.message}. `;
-    state.device = await client.call("open", { gpu: false });
+/**
+ * Opens a device: `gpu`, `cpu`, or the `faster` of the two, which is the GPU unless there is none or the browser computes it
+ * in software. Says what was taken and why.
+ */
+async function open(which) {
+  let why = "";
+  let hasGpu = false;
+  let device;
+  if (which !== "cpu") {
+    try {
+      device = await client.call("open", { gpu: true });
+      hasGpu = true;
+      if (device.software && which === "faster") {
+        why = `This browser's WebGPU is computed in software (${device.name}), slower than the CPU by itself. `;
+        device = undefined;
+      }
+    } catch (error) {
+      if (error.name !== "LandmarkDeviceError") throw error;
+      why = `WebGPU cannot be used: ${error.message.replace(/\.$/, "")}. `;
+    }
   }
-  const { kind, name, software } = state.device;
-  const slow = kind === "cpu" ? " It reads some times slower than a GPU would." : software ? " It is a GPU in software, and slow." : "";
-  $("device-state").textContent = `${why}Computing on ${kind === "gpu" ? `WebGPU: ${name}` : "the CPU, in WebAssembly"}.${slow}`;
-  $("device-state").dataset.kind = kind;
-  $("n-device").textContent = kind === "gpu" ? `WebGPU: ${name}` : name;
-  $("switch").hidden = kind === "cpu";
+  device ??= await client.call("open", { gpu: false });
+  state.device = device;
+  const isGpu = device.kind === "gpu";
+  const slow = device.software ? " It is a GPU in software, and slow." : "";
+  $("device-state").textContent = `${why}Computing on ${isGpu ? `WebGPU: ${device.name}` : "the CPU, in WebAssembly"}.${slow}`;
+  $("device-state").dataset.kind = device.kind;
+  $("n-device").textContent = isGpu ? `WebGPU: ${device.name}` : device.name;
+  $("switch").hidden = !hasGpu && which !== "cpu";
+  $("switch").textContent = isGpu ? "Use the CPU instead" : "Use WebGPU instead";
 }
 
-async function toCpu() {
+/** Goes on with another device. A text that was read, or was being read, is read again. */
+async function goOnWith(which) {
   $("go-on").hidden = true;
   problem("");
-  // A text that was read, or being read, is read again.
-  const again = state.text !== undefined && !$("strip").hidden;
+  const again = state.text !== undefined;
+  state.isRead = false;
+  busy(true);
   try {
-    await open(false);
+    await open(which);
     busy(false);
   } catch (error) {
     failed(error);
     return;
   }
-  state.isRead = false;
-  if (again) await run();
+  if (again) await readAndAsk();
 }
 
-$("switch").addEventListener("click", () => state.isBusy || toCpu());
-$("go-on").addEventListener("click", toCpu);
+$("switch").addEventListener("click", () => state.isBusy || goOnWith(state.device.kind === "gpu" ? "cpu" : "gpu"));
+$("go-on").addEventListener("click", () => goOnWith("cpu"));
 $("reload").addEventListener("click", async () => {
   $("reload").hidden = true;
   await clearModel().catch(() => false);
@@ -179,7 +195,6 @@ $("setup").addEventListener("submit", (event) => {
 $("cancel").addEventListener("click", () => {
   client.cancel();
   $("cancel").hidden = true;
-  $("start").focus();
 });
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -208,7 +223,7 @@ async function ownText() {
 
 // ---- Reading and asking
 
-/** Prepares the text, reads it, and asks. */
+/** Prepares the text; then reads it, and asks. */
 async function run() {
   $("form-problem").textContent = "";
   problem("");
@@ -234,6 +249,19 @@ async function run() {
       seed: crypto.getRandomValues(new Uint16Array(1))[0],
     });
     if (state.text.question) $("question").value = state.text.question;
+  } catch (error) {
+    $("read-state").textContent = "";
+    failed(error);
+    return;
+  }
+  await readAndAsk();
+}
+
+/** Reads the text that is prepared, and asks. */
+async function readAndAsk() {
+  busy(true);
+  clearAnswer();
+  try {
     showText();
     const read = await client.call("read", { total: state.text.tokens });
     showMemory(read.held);
@@ -244,6 +272,7 @@ async function run() {
     if (read.cancelled) {
       milestone(`Cancelled after ${count(read.tokens)} of ${count(state.text.tokens)} tokens.`);
       busy(false);
+      $("start").focus();
       return;
     }
     milestone(`Read ${count(state.text.tokens)} tokens in ${duration(read.seconds)}.`

@@ -63,7 +63,7 @@ export async function launch({ webgpu = true } = {}) {
 
 /** A page of a profile of its own, whose errors and requests to elsewhere are kept. */
 export async function open(browser, url, options = {}) {
-  const { prepare, ...rest } = options;
+  const { path = "", ...rest } = options;
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...rest });
   const page = await context.newPage();
   page.setDefaultTimeout(120_000);
@@ -74,8 +74,7 @@ export async function open(browser, url, options = {}) {
   context.on("request", (request) => {
     if (!request.url().startsWith(url) && !request.url().startsWith("data:")) elsewhere.push(request.url());
   });
-  if (prepare) await prepare(page);
-  await page.goto(url);
+  await page.goto(url + path);
   return { context, page, errors, elsewhere };
 }
 

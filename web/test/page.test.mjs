@@ -11,7 +11,7 @@ const axeSource = await readFile(createRequire(import.meta.url).resolve("axe-cor
 
 const text = (page, id) => page.textContent(`#${id}`);
 
-describe("the page on WebGPU", { timeout: 600_000 }, () => {
+describe("the page", { timeout: 600_000 }, () => {
   let server, browser, context, page, errors, elsewhere;
 
   before(async () => {
@@ -25,10 +25,12 @@ describe("the page on WebGPU", { timeout: 600_000 }, () => {
     await server?.close();
   });
 
-  test("loads the model, stores it, and opens the GPU", async () => {
+  test("loads the model, stores it, and takes the CPU rather than a GPU in software", async () => {
     assert.equal(await page.getAttribute("#model-state", "data-source"), "network");
     assert.match(await text(page, "model-state"), /SHA-256 checked/);
-    assert.equal(await page.getAttribute("#device-state", "data-kind"), "gpu");
+    assert.equal(await page.getAttribute("#device-state", "data-kind"), "cpu");
+    assert.match(await text(page, "device-state"), /computed in software/);
+    assert.match(await text(page, "switch"), /Use WebGPU/);
   });
 
   test("reads 4,096 tokens, finds the pass key, and shows where it looked", async () => {
@@ -153,9 +155,41 @@ describe("the page on WebGPU", { timeout: 600_000 }, () => {
     await page.waitForFunction(() => /is not a text/.test(document.getElementById("own-state").textContent));
   });
 
-  test("goes on with the CPU when the device is lost", async () => {
-    await choose(page, { source: "prose", length: 1024, depth: 50 });
+  test("asks nobody else for anything, and breaks no rule of its policy", () => {
+    assert.deepEqual(elsewhere, []);
+    assert.deepEqual(errors, []);
+  });
+});
+
+describe("the page on WebGPU", { timeout: 900_000 }, () => {
+  let server, browser, page, errors;
+
+  before(async () => {
+    server = await serve();
+    browser = await launch();
+    ({ page, errors } = await open(browser, server.url, { path: "?device=gpu" }));
+    page.setDefaultTimeout(600_000);
+    await ready(page);
+  });
+  after(async () => {
+    await browser?.close();
+    await server?.close();
+  });
+
+  test("reads and answers on the GPU when it is told to", async () => {
+    assert.equal(await page.getAttribute("#device-state", "data-kind"), "gpu");
+    await choose(page, { source: "prose", length: 1024, depth: 30 });
     await answered(page);
+    console.log(`WebGPU: reading: ${await text(page, "n-reading")}; answering: ${await text(page, "n-answering")}; `
+      + `memory: ${await text(page, "n-memory")}`);
+    assert.match(await text(page, "n-memory"), /of it on the GPU/);
+    assert.match(await text(page, "blocks-state"), /blocks were fetched/);
+    if (isStandIn) return;
+    assert.match(await text(page, "with-verdict"), /^Right/);
+    assert.equal(await page.getAttribute("#blocks-state", "data-needle"), "fetched");
+  });
+
+  test("goes on with the CPU when the device is lost", async () => {
     await page.workers()[0].evaluate(() => landmarkReader.lose());
     await page.click("#ask-now");
     await page.waitForSelector("#go-on:not([hidden])");
@@ -168,10 +202,7 @@ describe("the page on WebGPU", { timeout: 600_000 }, () => {
     if (!isStandIn) assert.match(await text(page, "with-verdict"), /^Right/);
   });
 
-  test("asks nobody else for anything, and breaks no rule of its policy", () => {
-    assert.deepEqual(elsewhere, []);
-    assert.deepEqual(errors, []);
-  });
+  test("logs no errors", () => assert.deepEqual(errors, []));
 });
 
 /** Drops a file of so many bytes on the field. */
