@@ -35,7 +35,7 @@ const DOORS: [&str; 21] = [
 ];
 
 /// Which crates of this workspace a crate may depend on. Backends know the core and not each other.
-const MAY_KNOW: [(&str, &[&str]); 11] = [
+const MAY_KNOW: [(&str, &[&str]); 12] = [
     ("landmark-attention-in-candle", &["landmark-core", "landmark-cuda"]),
     ("landmark-core", &[]),
     ("landmark-model", &["landmark-core"]),
@@ -45,6 +45,17 @@ const MAY_KNOW: [(&str, &[&str]); 11] = [
     ("landmark-formats", &["landmark-core"]),
     ("landmark-data", &["landmark-formats"]),
     ("landmark-probe", &["landmark-formats"]),
+    (
+        "landmark-web",
+        &[
+            "landmark-core",
+            "landmark-data",
+            "landmark-formats",
+            "landmark-model",
+            "landmark-probe",
+            "landmark-wgpu",
+        ],
+    ),
     (
         "landmark-cli",
         &[
@@ -78,7 +89,7 @@ const CPU_SHARED: [&str; 7] =
     ["pager.rs", "gemm.rs", "grouped_softmax.rs", "mod.rs", "real.rs", "storage.rs", "top_k.rs"];
 
 /// What is not part of the source (`.git` is a file in a linked worktree).
-const SKIPPED: [&str; 10] = [
+const SKIPPED: [&str; 11] = [
     ".git",
     "target",
     "exps",
@@ -89,6 +100,7 @@ const SKIPPED: [&str; 10] = [
     "fuzz/corpus",
     "fuzz/artifacts",
     "node_modules",
+    "web/dist",
 ];
 
 fn root() -> PathBuf {

@@ -1,7 +1,9 @@
 //! What can go wrong, each saying where and what to do about it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+#[cfg(not(target_family = "wasm"))]
+use std::path::Path;
+use std::path::PathBuf;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -106,11 +108,13 @@ pub enum Error {
 }
 
 /// For `map_err`: a read error of `path`.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn reading(path: &Path) -> impl Fn(io::Error) -> Error {
     |source| landmark_formats::Error::io(path, "read", source).into()
 }
 
 /// For `map_err`: a write error of `path`.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn writing(path: &Path) -> impl Fn(io::Error) -> Error {
     |source| landmark_formats::Error::io(path, "write", source).into()
 }

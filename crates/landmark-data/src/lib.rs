@@ -18,29 +18,47 @@
 //! | [`demo`] | a corpus by rule |
 //!
 //! Landmarks are unknown here: streams hold ordinary tokens, so that one stream serves every block length.
+//!
+//! On wasm there are no paths, and a page has one tokenizer: only `tokenizer.json`, from its bytes, is read there.
 
 #![forbid(unsafe_code)]
 
 mod contain;
+#[cfg(not(target_family = "wasm"))]
 pub mod corpus;
+#[cfg(not(target_family = "wasm"))]
 pub mod dataset;
+#[cfg(not(target_family = "wasm"))]
 pub mod demo;
 mod error;
+#[cfg(not(target_family = "wasm"))]
 mod gpt2;
 mod hash;
+#[cfg(not(target_family = "wasm"))]
 pub mod packed;
+#[cfg(not(target_family = "wasm"))]
 pub mod prepare;
+#[cfg(not(target_family = "wasm"))]
 mod sentencepiece;
+#[cfg(not(target_family = "wasm"))]
 pub mod stream;
 pub mod tokenizer;
+#[cfg(not(target_family = "wasm"))]
 pub mod tokenizer_folder;
+#[cfg(not(target_family = "wasm"))]
 pub mod vocabulary;
 
+#[cfg(not(target_family = "wasm"))]
 pub use corpus::Corpus;
+#[cfg(not(target_family = "wasm"))]
 pub use dataset::{DatasetInfo, Split, SplitInfo, TokenType};
+#[cfg(not(target_family = "wasm"))]
 pub use demo::generate_demo_corpus;
 pub use error::{Error, Result};
+#[cfg(not(target_family = "wasm"))]
 pub use prepare::{PrepareOptions, Progress, Summary, prepare};
+#[cfg(not(target_family = "wasm"))]
 pub use stream::TokenStream;
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerInfo};
+#[cfg(not(target_family = "wasm"))]
 pub use vocabulary::learn_vocabulary;

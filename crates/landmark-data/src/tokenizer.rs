@@ -8,16 +8,23 @@
 //! Text is only ever text: the name of a special token in it is encoded letter by letter. What belongs before and
 //! after a text, such as a BOS, is the tokenizer's to say and added by [`Tokenizer::encode`].
 
+#[cfg(not(target_family = "wasm"))]
 use std::fs::File;
+#[cfg(not(target_family = "wasm"))]
 use std::io::Read;
+#[cfg(not(target_family = "wasm"))]
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::contain::contain;
-use crate::error::{Error, Result, reading};
+#[cfg(not(target_family = "wasm"))]
+use crate::error::reading;
+use crate::error::{Error, Result};
+#[cfg(not(target_family = "wasm"))]
 use crate::gpt2::{self, gpt2};
 use crate::hash::sha256_hex;
+#[cfg(not(target_family = "wasm"))]
 use crate::sentencepiece;
 
 /// Largest `tokenizer.json` that is read, in bytes; the largest in use have some 30 MB.
@@ -42,6 +49,7 @@ struct Around {
 }
 
 enum Kind {
+    #[cfg(not(target_family = "wasm"))]
     Gpt2,
     Json(Box<tokenizers::Tokenizer>),
 }
@@ -62,6 +70,7 @@ pub struct TokenizerInfo {
 
 impl Tokenizer {
     /// GPT-2's byte-pair encoding: 50257 tokens, `<|endoftext|>` = 50256. Needs no file and no network.
+    #[cfg(not(target_family = "wasm"))]
     pub fn gpt2() -> Self {
         let info = TokenizerInfo {
             name: "gpt2".into(),
@@ -79,6 +88,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If the file cannot be read, is no tokenizer, or has no such token.
+    #[cfg(not(target_family = "wasm"))]
     pub fn from_file(path: &Path, eot: Option<&str>) -> Result<Self> {
         if path.is_dir() {
             return Self::from_folder(path, eot)?.ok_or_else(|| Error::Tokenizer {
@@ -99,6 +109,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If it is none, or has no such token.
+    #[cfg(not(target_family = "wasm"))]
     pub fn from_sentencepiece(bytes: &[u8], name: &str, eot: Option<&str>) -> Result<Self> {
         let wrong = |message| Error::Tokenizer { name: name.into(), message };
         if bytes.len() as u64 > MAX_FILE {
@@ -173,6 +184,7 @@ impl Tokenizer {
     /// As [`Self::encode_ordinary`].
     pub fn encode_ordinary_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         match &self.kind {
+            #[cfg(not(target_family = "wasm"))]
             Kind::Gpt2 => gpt2().encode_ordinary(text, ids),
             Kind::Json(tokenizer) => {
                 let encoding = contain(|| tokenizer.encode_fast(text, false))
@@ -207,12 +219,14 @@ impl Tokenizer {
     /// The id of a token by its name.
     pub fn token_id(&self, name: &str) -> Option<u32> {
         match &self.kind {
+            #[cfg(not(target_family = "wasm"))]
             Kind::Gpt2 => (name == "<|endoftext|>").then_some(gpt2::END_OF_TEXT),
             Kind::Json(tokenizer) => tokenizer.token_to_id(name),
         }
     }
 
     /// Says what to put before and after a text.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn put_around(&mut self, before: Option<Vec<u32>>, after: Option<Vec<u32>>) {
         let Around { before: old_before, after: old_after } = std::mem::take(&mut self.around);
         self.around = Around { before: before.unwrap_or(old_before), after: after.unwrap_or(old_after) };
@@ -222,6 +236,7 @@ impl Tokenizer {
     /// become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.kind {
+            #[cfg(not(target_family = "wasm"))]
             Kind::Gpt2 => {
                 let mut bytes = Vec::new();
                 for &id in ids {
@@ -240,6 +255,7 @@ impl Tokenizer {
 
     /// The last place where a document's `bytes` can be cut so that encoding the parts gives what encoding the
     /// whole gives. Only GPT-2's rule is known well enough to tell.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn last_cut(&self, bytes: &[u8]) -> Option<usize> {
         match self.kind {
             Kind::Gpt2 => gpt2().last_cut(bytes),
@@ -255,6 +271,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 /// The bytes of a tokenizer's file, one more than allowed if it is too long.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(reading(path))?;

@@ -8,7 +8,7 @@ use crate::weights::Parameter;
 use half::{bf16, f16};
 use landmark_core::{Backend, DType, Paging, Tensor};
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 /// What can go wrong while a model is loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,35 @@ pub struct Engine<B: Backend> {
     arena: B::Arena,
     plans: Vec<(Pass, B::Plan)>,
     update: Option<B::Plan>,
+}
+
+/// An engine that was lent to a reader, or given to it. A command lends: its engine outlives what reads with it. What
+/// lives as long as its engine and is held from outside, as the objects of a web page are, owns it.
+pub enum Held<'e, B: Backend> {
+    /// Somebody else's.
+    Lent(&'e mut Engine<B>),
+    /// The reader's own.
+    Owned(Box<Engine<B>>),
+}
+
+impl<B: Backend> Deref for Held<'_, B> {
+    type Target = Engine<B>;
+
+    fn deref(&self) -> &Engine<B> {
+        match self {
+            Held::Lent(engine) => engine,
+            Held::Owned(engine) => engine,
+        }
+    }
+}
+
+impl<B: Backend> DerefMut for Held<'_, B> {
+    fn deref_mut(&mut self) -> &mut Engine<B> {
+        match self {
+            Held::Lent(engine) => engine,
+            Held::Owned(engine) => engine,
+        }
+    }
 }
 
 impl<B: Backend> Engine<B> {

@@ -9,7 +9,7 @@
 //! padded on the right to a multiple of `PADDING` instead: no position sees what comes after it.
 
 use crate::config::{Attention, ModelConfig};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Held};
 use crate::memory_reader::{Fetched, MemoryReader};
 use crate::model::{CacheShape, Room};
 use crate::random::{Purpose, generator};
@@ -118,11 +118,23 @@ impl<'e, B: Backend> Generator<'e, B> {
         Self::resume(engine, settings, vec![0; batch])
     }
 
+    /// A generator of one row that keeps its engine.
+    ///
+    /// # Errors
+    /// None of those of [`new`](Self::new): one row always can be generated.
+    pub fn owning(engine: Engine<B>, settings: Settings) -> Result<Generator<'static, B>, Error> {
+        Generator::holding(Held::Owned(Box::new(engine)), settings, vec![0])
+    }
+
     /// A generator whose rows' memories hold so many positions already.
     ///
     /// # Errors
     /// Several rows without a memory.
     pub fn resume(engine: &'e mut Engine<B>, settings: Settings, lengths: Vec<usize>) -> Result<Self, Error> {
+        Self::holding(Held::Lent(engine), settings, lengths)
+    }
+
+    fn holding(engine: Held<'e, B>, settings: Settings, lengths: Vec<usize>) -> Result<Self, Error> {
         let banned = match engine.config().attention {
             Attention::Plain => Vec::new(),
             Attention::Landmark | Attention::LandmarkWithMiss => vec![engine.config().landmark_id],
@@ -137,16 +149,17 @@ impl<'e, B: Backend> Generator<'e, B> {
         let (selection, cutoff) = (settings.selection, settings.miss_cutoff);
         let source = match engine.model().room.cache {
             CacheShape::Mem { .. } => {
-                Source::Memory(MemoryReader::new(engine, lengths, selection, cutoff, settings.predict))
+                Source::Memory(MemoryReader::holding(engine, lengths, selection, cutoff, settings.predict))
             }
             _ if rows.len() != 1 => return Err(Error::Batch(rows.len())),
-            CacheShape::Kv { .. } => Source::Keys(Reader::new(engine, 1, selection, cutoff)),
-            CacheShape::None => Source::Window(Reader::new(engine, 1, selection, cutoff), Vec::new()),
+            CacheShape::Kv { .. } => Source::Keys(Reader::holding(engine, 1, selection, cutoff)),
+            CacheShape::None => Source::Window(Reader::holding(engine, 1, selection, cutoff), Vec::new()),
         };
         Ok(Generator { source, settings, banned, rows })
     }
 
-    fn engine(&mut self) -> &mut Engine<B> {
+    /// The engine.
+    pub fn engine(&mut self) -> &mut Engine<B> {
         match &mut self.source {
             Source::Memory(reader) => reader.engine(),
             Source::Keys(reader) | Source::Window(reader, _) => reader.engine(),
@@ -199,6 +212,52 @@ impl<'e, B: Backend> Generator<'e, B> {
             progress(texts.iter().map(|text| text.len().min(end)).sum());
         }
         Ok(())
+    }
+
+    /// Reads a chunk of one row's text of which no more is wanted than that it is remembered. Nothing waits: a backend that
+    /// works for itself may not even have begun. [`settle`](Self::settle) waits.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Panics
+    /// Without a memory, with several rows, or with more tokens than a chunk has.
+    pub fn fill(&mut self, chunk: &[u32]) -> Result<(), Error> {
+        assert!(chunk.len() <= self.settings.chunk, "more than a chunk");
+        let row = &mut self.rows[0];
+        (row.chosen, row.is_done) = (None, false);
+        row.logits.clear();
+        match &mut self.source {
+            Source::Memory(reader) => Ok(reader.fill(&[chunk])?),
+            Source::Keys(_) | Source::Window(..) => panic!("only a memory is filled"),
+        }
+    }
+
+    /// Waits until everything that was read is in the memory.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn settle(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::Memory(reader) => Ok(reader.settle().await?),
+            Source::Keys(_) | Source::Window(..) => Ok(()),
+        }
+    }
+
+    /// Forgets everything behind the first `length` positions of the only row: another question about the same text. Without
+    /// a memory, everything.
+    ///
+    /// # Panics
+    /// As [`MemoryReader::rewind`].
+    pub fn rewind(&mut self, length: usize) {
+        let row = &mut self.rows[0];
+        (row.chosen, row.is_done) = (None, false);
+        row.logits.clear();
+        match &mut self.source {
+            Source::Memory(reader) => reader.rewind(0, length),
+            Source::Window(_, window) => window.clear(),
+            Source::Keys(reader) => reader.clear(),
+        }
     }
 
     /// Reads a piece for each row; rows with an empty one keep their logits.

@@ -7,15 +7,18 @@
 //!
 //! What each row reads does not depend on the rows beside it.
 
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Engine, Error, Held, Result};
+use crate::model::Lookup;
 use crate::reader::{PredictAt, given_positions};
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
 use landmark_core::Backend;
 use landmark_core::ops::{MemoryShape, NO_BLOCK};
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 
 /// Reads the rows of one batch.
 pub struct MemoryReader<'e, B: Backend> {
-    engine: &'e mut Engine<B>,
+    engine: Held<'e, B>,
     memory: MemoryShape,
     choice: Choice,
     predict: PredictAt,
@@ -56,6 +59,20 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         miss_cutoff: Option<f32>,
         predict: PredictAt,
     ) -> Self {
+        Self::holding(Held::Lent(engine), lengths, selection, miss_cutoff, predict)
+    }
+
+    /// The same with an engine that may be the reader's own.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn holding(
+        engine: Held<'e, B>,
+        lengths: Vec<usize>,
+        selection: Granularity,
+        miss_cutoff: Option<f32>,
+        predict: PredictAt,
+    ) -> Self {
         let memory = engine.model().memory(lengths.len()).expect("a reader of a model with a memory");
         assert!(lengths.len() <= engine.model().room.batch, "more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
@@ -69,7 +86,29 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
 
     /// The engine.
     pub fn engine(&mut self) -> &mut Engine<B> {
-        self.engine
+        &mut self.engine
+    }
+
+    /// Goes back to when a row had read no more than `length` positions. What came behind them is read over as the row
+    /// goes on, so the ring must not have come around since.
+    ///
+    /// # Panics
+    /// When the row has read less, or so much more that blocks before `length` were overwritten.
+    pub fn rewind(&mut self, row: usize, length: usize) {
+        let (now, memory) = (self.lengths[row], self.memory);
+        assert!(length <= now, "position {length} is still to come");
+        assert!(now / memory.block <= memory.blocks, "the ring came around");
+        self.lengths[row] = length;
+        self.last = Step::default();
+    }
+
+    /// Waits until everything that was asked of the engine is done.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn settle(&self) -> Result<()> {
+        self.engine.read_first::<u32>(self.engine.model().inputs.counts, 1).await?;
+        Ok(())
     }
 
     /// Reads a piece of each row into its memory; empty ones are passed over.
@@ -117,15 +156,21 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let state = self.memory.state(self.last.lengths[row]);
         let oldest = state.seen - state.cached;
         let count = self.lengths.len() * heads * tokens * k;
+        // All at once: where a read is a trip to a device and back, one after the other would take as many.
+        let of = |lookup: &Lookup| [lookup.chosen, lookup.shares];
+        let tensors = self.engine.model().lookups.iter().flat_map(of);
+        let found = together(tensors.map(|tensor| self.engine.read_first::<u32>(tensor, count))).await;
+        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
         let mut layers = Vec::new();
-        for lookup in &self.engine.model().lookups {
-            let chosen = self.engine.read_first::<u32>(lookup.chosen, count).await?;
-            let shares = self.engine.read_first::<f32>(lookup.shares, count).await?;
+        for layer in found.chunks_exact(2) {
+            let (chosen, shares) = (&layer[0], &layer[1]);
             let head = |h: usize| {
                 let first = ((row * heads + h) * tokens + at) * k;
                 let pairs = chosen[first..first + k].iter().zip(&shares[first..first + k]);
                 let found = pairs.filter(|&(&j, _)| j != NO_BLOCK);
-                found.map(|(&j, &share)| Fetched { block: oldest + j as usize, share }).collect()
+                let fetched =
+                    |(&j, &share)| Fetched { block: oldest + j as usize, share: f32::from_bits(share) };
+                found.map(fetched).collect()
             };
             layers.push((0..heads).map(head).collect());
         }
@@ -195,6 +240,23 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         self.lengths.iter_mut().zip(&counts).for_each(|(length, count)| *length += count);
         Ok(())
     }
+}
+
+/// What all of them give, waited for at the same time.
+async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|context| {
+        for (future, output) in waiting.iter_mut().filter(|(_, output)| output.is_none()) {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                *output = Some(value);
+            }
+        }
+        match waiting.iter().all(|(_, output)| output.is_some()) {
+            true => Poll::Ready(waiting.iter_mut().filter_map(|(_, output)| output.take()).collect()),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// 1 if a landmark follows the token at this position of the text, which then ends its block.

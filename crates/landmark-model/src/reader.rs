@@ -5,7 +5,7 @@
 
 use crate::batch::NO_LOSS;
 use crate::config::{Attention, ModelConfig};
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Engine, Error, Held, Result};
 use crate::model::CacheShape;
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Regularisation, Want};
 use landmark_core::Backend;
@@ -13,7 +13,7 @@ use landmark_core::ops::MemoryShape;
 
 /// Reads the rows of one batch.
 pub struct Reader<'e, B: Backend> {
-    engine: &'e mut Engine<B>,
+    engine: Held<'e, B>,
     batch: usize,
     /// Positions read so far, landmarks included.
     length: usize,
@@ -89,6 +89,19 @@ impl<'e, B: Backend> Reader<'e, B> {
         selection: Granularity,
         miss_cutoff: Option<f32>,
     ) -> Self {
+        Self::holding(Held::Lent(engine), batch, selection, miss_cutoff)
+    }
+
+    /// The same with an engine that may be the reader's own.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn holding(
+        engine: Held<'e, B>,
+        batch: usize,
+        selection: Granularity,
+        miss_cutoff: Option<f32>,
+    ) -> Self {
         assert!(batch <= engine.model().room.batch, "a reader of more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
         Reader {
@@ -108,7 +121,7 @@ impl<'e, B: Backend> Reader<'e, B> {
 
     /// The engine.
     pub fn engine(&mut self) -> &mut Engine<B> {
-        self.engine
+        &mut self.engine
     }
 
     /// Forgets everything read so far.

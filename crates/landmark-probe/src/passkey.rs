@@ -32,7 +32,8 @@ pub const MAX_NEW_TOKENS: usize = 10;
 
 const DESCRIPTION: &str = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. \
                            I will quiz you about the important information there.";
-const QUESTION: &str = "What is the pass key? The pass key is";
+/// What is asked, as the last line of a prompt.
+pub const QUESTION: &str = "What is the pass key? The pass key is";
 const LARGEST_KEY: usize = 50_000;
 
 /// What a length counts.
@@ -107,6 +108,40 @@ fn prompt(before: &str, key: usize, after: &str) -> String {
     format!(
         "{DESCRIPTION}\n{before}\nThe pass key is {key}. Remember it. {key} is the pass key.\n{after}\n{QUESTION}"
     )
+}
+
+/// A pass key in a text that somebody brought, instead of filler: of the text as much as a prompt of `length` tokens has room
+/// for, from its beginning. `depth` is the fraction of that which precedes the number.
+///
+/// # Errors
+/// A depth that is none, too few tokens for the question alone, tokens that cannot be counted.
+pub fn in_text(text: &str, length: usize, depth: f64, seed: u64, count: &Count<'_>) -> Result<Case> {
+    check_depths(&[depth])?;
+    let key = CaseKey { task: TASK.to_owned(), length, depth: Some(depth), index: 0 };
+    let pass_key = Draw::new(seed, &key, 0).between(1, LARGEST_KEY);
+    // Where each character begins, and where the last one ends.
+    let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    let most = starts.len() - 1;
+    let before = |n: usize| (depth * n as f64).round() as usize;
+    let build = |n: usize| {
+        let n = n.min(most);
+        let (split, end) = (starts[before(n).min(n)], starts[n]);
+        prompt(&text[..split], pass_key, &text[split..end])
+    };
+    let id = key.to_string();
+    let (found, _) = fit(&id, length, 0, count, |n, _| build(n))?;
+    let used = found.units.min(most);
+    Ok(Case {
+        id,
+        key,
+        unit: Unit::Tokens,
+        placed: Some(before(used) as f64 / used.max(1) as f64),
+        tokens: found.tokens,
+        max_new_tokens: MAX_NEW_TOKENS,
+        scoring: Scoring::FirstInteger,
+        expected: vec![pass_key.to_string()],
+        prompt: build(used),
+    })
 }
 
 impl Suite for Passkey {
@@ -227,6 +262,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_hidden_in_a_text_of_ones_own() {
+        let text = "Ein Bär aß süße Beeren. ".repeat(400);
+        for (length, depth) in [(200, 0.0), (777, 0.5), (1000, 1.0), (1_000_000, 0.25)] {
+            let case = in_text(&text, length, depth, 9, &characters).unwrap();
+            assert!(case.tokens <= length && case.tokens == case.prompt.len());
+            // A character may be two bytes, so one may be missing.
+            assert!(case.tokens + 1 >= length || length > text.len(), "{length}: {}", case.tokens);
+            let number = &case.expected[0];
+            let line = format!("\nThe pass key is {number}. Remember it. {number} is the pass key.\n");
+            let (before, after) = case.prompt.split_once(&line).unwrap();
+            let before = before.strip_prefix(DESCRIPTION).unwrap().strip_prefix('\n').unwrap();
+            let after = after.strip_suffix(QUESTION).unwrap().strip_suffix('\n').unwrap();
+            assert!(text.starts_with(&format!("{before}{after}")));
+            assert!((case.placed.unwrap() - depth).abs() < 0.01, "{depth}: {:?}", case.placed);
+        }
+        assert!(in_text(&text, 20, 0.5, 9, &characters).is_err(), "no room for the question");
+        assert!(in_text(&text, 500, 1.5, 9, &characters).is_err(), "no depth");
+        assert!(in_text("", 500, 0.5, 9, &characters).unwrap().prompt.ends_with(QUESTION));
     }
 
     #[test]

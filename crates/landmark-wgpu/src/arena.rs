@@ -43,6 +43,12 @@ impl WgpuArena {
         Ok(WgpuArena { layout: layout.clone(), tensors, weights: shared.weights })
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        let of = |piece: &Piece| piece.buffer.size() + piece.scales.as_ref().map_or(0, wgpu::Buffer::size);
+        self.tensors.iter().flatten().map(of).sum()
+    }
+
     pub(crate) fn pieces(&self, tensor: Tensor) -> &[Piece] {
         &self.tensors[tensor.index()]
     }
@@ -116,6 +122,19 @@ impl WgpuArena {
 /// Key heads of a ring `(B, slots, heads, block, width)`.
 fn heads_of(info: &Info) -> usize {
     info.shape.dims().get(2).copied().unwrap_or(1).max(1)
+}
+
+/// A browser frees a buffer when it next collects garbage, which may be long after another memory was asked for.
+#[cfg(target_arch = "wasm32")]
+impl Drop for WgpuArena {
+    fn drop(&mut self) {
+        for piece in self.tensors.iter().flatten() {
+            piece.buffer.destroy();
+            if let Some(scales) = &piece.scales {
+                scales.destroy();
+            }
+        }
+    }
 }
 
 /// Whether a tensor is a matrix of weights, whose rows are whole blocks.

@@ -27,6 +27,11 @@ impl Wgpu {
         &self.shared.info
     }
 
+    /// Bytes of device memory that programs share, beside what lies in arenas: activations and what is read back.
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared.shared_bytes()
+    }
+
     /// Loses the device, as a driver's reset would: for seeing what then happens.
     pub fn lose(&self) {
         self.shared.device.destroy();

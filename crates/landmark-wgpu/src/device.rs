@@ -316,6 +316,12 @@ impl Shared {
         Ok(given.into_iter().flatten().collect())
     }
 
+    /// Bytes of the buffers that plans share.
+    pub(crate) fn shared_bytes(&self) -> u64 {
+        let sum = |held: &Mutex<Vec<wgpu::Buffer>>| lock(held).iter().map(wgpu::Buffer::size).sum::<u64>();
+        sum(&self.pool) + sum(&self.staging)
+    }
+
     /// A buffer of at least `bytes` that the host can read.
     pub(crate) fn staging(&self, bytes: u64) -> wgpu::Buffer {
         let mut held = lock(&self.staging);

@@ -1,0 +1,78 @@
+//! The text that is read, as tokens and as blocks.
+//!
+//! A block is so many ordinary tokens; which ones decides what a click on the strip shows, and which blocks hold the pass key.
+
+use crate::error::Result;
+use crate::files::ModelFiles;
+use std::ops::Range;
+
+/// A text, encoded.
+#[derive(Debug)]
+pub struct Text {
+    source: String,
+    tokens: Vec<u32>,
+    /// Some of the source was left away.
+    is_cut: bool,
+    freq: usize,
+}
+
+impl Text {
+    /// Encodes a text, of which the first `limit` tokens are kept.
+    ///
+    /// # Errors
+    /// If the tokenizer has no tokens for it.
+    pub fn new(files: &ModelFiles, source: String, limit: usize) -> Result<Text> {
+        let mut tokens = files.tokenizer.encode(&source)?;
+        let is_cut = tokens.len() > limit;
+        tokens.truncate(limit);
+        Ok(Text { source, tokens, is_cut, freq: files.freq })
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Whether some of it was left away.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// How many blocks it has, the last of which may be unfinished.
+    pub fn blocks(&self) -> usize {
+        self.tokens.len().div_ceil(self.freq)
+    }
+
+    /// What stands in a block; nothing beyond the last.
+    pub fn block(&self, files: &ModelFiles, block: usize) -> String {
+        let at = |block: usize| block.saturating_mul(self.freq).min(self.tokens.len());
+        files.tokenizer.decode(&self.tokens[at(block)..at(block.saturating_add(1))])
+    }
+
+    /// The first and the last block that hold some of these bytes of the source.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn blocks_of(&self, files: &ModelFiles, bytes: Range<usize>) -> Result<(usize, usize)> {
+        let count = |end: usize| Ok::<_, crate::Error>(files.tokenizer.encode(&self.source[..end])?.len());
+        let (first, end) = (count(bytes.start)?, count(bytes.end)?);
+        Ok((first / self.freq, end.saturating_sub(1).max(first) / self.freq))
+    }
+
+    /// The tokens from number `from` on, with a question behind the text: those that the two would have together, as far as a
+    /// memory that has read `from` tokens lets them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn followed_by(&self, files: &ModelFiles, question: &str, from: usize) -> Result<Vec<u32>> {
+        if !self.is_cut {
+            let together = files.tokenizer.encode(&format!("{}{question}", self.source))?;
+            if together.get(..from) == self.tokens.get(..from) {
+                return Ok(together[from..].to_vec());
+            }
+        }
+        let mut tokens = self.tokens[from..].to_vec();
+        files.tokenizer.encode_ordinary_into(question, &mut tokens)?;
+        Ok(tokens)
+    }
+}
