@@ -171,7 +171,7 @@ fn prompts_are_those_of_the_command_line() {
     assert_eq!(format!("{}{}", made.text, made.question), case.prompt);
     assert_eq!(made.expected, case.expected[0]);
     let own = Hidden::new(&files.tokenizer, Hay::Own("Kein Mensch war da. "), 400, 0.5, 1).unwrap();
-    assert!(own.text.contains("Kein Mensch") && own.text[own.needle.clone()].contains(&own.expected));
+    assert!(own.text.contains("\nKein") && own.text[own.needle.clone()].contains(&own.expected));
     assert!(Hidden::new(&files.tokenizer, Hay::Own("a"), 10, 0.5, 1).is_err(), "no room for the question");
 }
 
