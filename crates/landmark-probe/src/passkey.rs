@@ -267,11 +267,10 @@ mod tests {
     #[test]
     fn a_key_is_hidden_in_a_text_of_ones_own() {
         let text = "Ein Bär aß süße Beeren. ".repeat(400);
-        for (length, depth) in [(200, 0.0), (777, 0.5), (1000, 1.0), (1_000_000, 0.25)] {
+        for (length, depth) in [(400, 0.0), (777, 0.5), (1000, 1.0), (1_000_000, 0.25)] {
             let case = in_text(&text, length, depth, 9, &characters).unwrap();
-            assert!(case.tokens <= length && case.tokens == case.prompt.len());
-            // A character may be two bytes, so one may be missing.
-            assert!(case.tokens + 1 >= length || length > text.len(), "{length}: {}", case.tokens);
+            assert_eq!(case.tokens, case.prompt.chars().count());
+            assert!(case.tokens == length || length > text.len(), "{length}: {}", case.tokens);
             let number = &case.expected[0];
             let line = format!("\nThe pass key is {number}. Remember it. {number} is the pass key.\n");
             let (before, after) = case.prompt.split_once(&line).unwrap();

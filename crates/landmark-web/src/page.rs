@@ -34,7 +34,7 @@ pub struct Reader {
     files: ModelFiles,
     device: Option<Device>,
     text: Option<Text>,
-    recall: Option<On<Recall<Wgpu>, Recall<Cpu<f32>>>>,
+    recall: Option<EitherRecall>,
     alone: Option<On<Alone<Wgpu>, Alone<Cpu<f32>>>>,
 }
 
@@ -49,6 +49,8 @@ enum On<G, C> {
     Gpu(G),
     Cpu(C),
 }
+
+type EitherRecall = On<Recall<Wgpu>, Recall<Cpu<f32>>>;
 
 /// Does the same on either device.
 macro_rules! on {
@@ -281,7 +283,7 @@ impl Reader {
         self.text.as_ref().ok_or(Error::Order("choose a text"))
     }
 
-    fn parts(&mut self) -> Result<(&ModelFiles, &Text, &mut On<Recall<Wgpu>, Recall<Cpu<f32>>>)> {
+    fn parts(&mut self) -> Result<(&ModelFiles, &Text, &mut EitherRecall)> {
         let text = self.text.as_ref().ok_or(Error::Order("choose a text"))?;
         let recall = self.recall.as_mut().ok_or(Error::Order("begin to read"))?;
         Ok((&self.files, text, recall))
