@@ -112,9 +112,13 @@ export class Strip {
       draw.fillStyle = block < this.#read ? read : unread;
       draw.fillRect(x, y + inner * 0.5, cell - gap, inner * 0.5);
       if (found) {
-        const tall = inner * (0.6 + 0.4 * Math.min(found.share, 1));
+        // Both height and strength of the colour; even the least share is told from none.
+        const much = Math.sqrt(Math.min(found.share, 1));
+        const tall = inner * (0.55 + 0.45 * much);
         draw.fillStyle = fetched;
+        draw.globalAlpha = 0.35 + 0.65 * much;
         draw.fillRect(x, y + inner - tall, cell - gap, tall);
+        draw.globalAlpha = 1;
       }
       if (this.isNeedle(block)) {
         draw.strokeStyle = needle;

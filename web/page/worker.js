@@ -21,6 +21,12 @@ const breathe = () =>
 let memory;
 const held = () => ({ wasm: memory.buffer.byteLength, gpu: reader?.held() ?? 0 });
 
+/** What the browser calls the adapter that a module gets. */
+async function adapterName() {
+  const info = (await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }))?.info;
+  return info?.description || [info?.vendor, info?.architecture].filter(Boolean).join(" ");
+}
+
 /** How long a call may keep the worker from its mail, in milliseconds. */
 const SLICE = 100;
 
@@ -43,7 +49,10 @@ const calls = {
       error.name = "LandmarkDeviceError";
       throw error;
     }
-    return JSON.parse(await reader.open(gpu));
+    const device = JSON.parse(await reader.open(gpu));
+    // The browser tells its own scripts more of an adapter than it tells a module.
+    if (gpu) device.name = (await adapterName()) || device.name;
+    return device;
   },
 
   /** Makes or takes the text. */

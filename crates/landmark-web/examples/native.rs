@@ -22,7 +22,8 @@ fn main() -> Outcome {
         return Err("usage: native MODEL TOKENS [ADAPTER | cpu]".into());
     };
     let read = |name| std::fs::read(Path::new(folder).join(name));
-    let files = ModelFiles::parse(&read("config.json")?, &read("tokenizer.json")?, read("model.safetensors")?)?;
+    let files =
+        ModelFiles::parse(&read("config.json")?, &read("tokenizer.json")?, read("model.safetensors")?)?;
     let hidden = Hidden::new(&files.tokenizer, Hay::Filler(Filler::Prose), tokens.parse()?, 0.5, 2)?;
     match device.first().map(String::as_str) {
         Some("cpu") => ask(Cpu::<f32>::new(), &files, &hidden, DType::F32),

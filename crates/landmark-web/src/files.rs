@@ -42,8 +42,7 @@ impl ModelFiles {
         let tokenizer = Tokenizer::from_json(tokenizer, "tokenizer.json", None)
             .map_err(|e| wrong("tokenizer.json")(e.to_string()))?;
         if tokenizer.vocab_size() as usize > config.vocab_size {
-            let reason =
-                format!("has {} tokens, the model {}", tokenizer.vocab_size(), config.vocab_size);
+            let reason = format!("has {} tokens, the model {}", tokenizer.vocab_size(), config.vocab_size);
             return Err(wrong("tokenizer.json")(reason));
         }
         let bytes = weights.len();

@@ -139,7 +139,9 @@ impl Reader {
     /// Takes a text as it is, its first `length` tokens.
     pub fn take(&mut self, own: String, length: usize) -> Result<String, JsValue> {
         if own.trim().is_empty() {
-            return Err(thrown(Error::Input("There is no text. Paste one, or choose a built-in one.".into())));
+            return Err(thrown(Error::Input(
+                "There is no text. Paste one, or choose a built-in one.".into(),
+            )));
         }
         let text = Text::new(&self.files, own, length).map_err(thrown)?;
         let about = json!({
@@ -163,9 +165,9 @@ impl Reader {
                 self.recall = None;
                 self.recall = Some(match &self.device {
                     None => return Err(thrown(Error::Order("open a device"))),
-                    Some(Device::Gpu(wgpu)) => On::Gpu(
-                        Recall::new((**wgpu).clone(), files, tokens, ON_A_GPU).map_err(thrown)?,
-                    ),
+                    Some(Device::Gpu(wgpu)) => {
+                        On::Gpu(Recall::new((**wgpu).clone(), files, tokens, ON_A_GPU).map_err(thrown)?)
+                    }
                     Some(Device::Cpu) => {
                         On::Cpu(Recall::new(Cpu::new(), files, tokens, DType::F32).map_err(thrown)?)
                     }
