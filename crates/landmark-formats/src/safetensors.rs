@@ -8,7 +8,7 @@
 //! of optimiser state should need no second copy in memory, be written atomically, and come out byte for byte the
 //! same each time (the crate keeps metadata in a hash map, whose order changes from run to run).
 //!
-//! Matrices in blocks of 8 or 4 bits are read as their values: see [`quantized`](crate::quantized).
+//! Matrices in blocks of 8 or 4 bits are read as their values: see [`quantized`].
 //!
 //! Format: <https://huggingface.co/docs/safetensors#format>.
 
