@@ -132,7 +132,7 @@ describe("the page", { timeout: 600_000 }, () => {
   test("an empty text, a long file and another script are told plainly", async () => {
     await page.check("input[value=own]");
     await page.click("#start");
-    assert.match(await text(page, "form-problem"), /There is no text yet/);
+    await page.waitForFunction(() => /There is no text yet/.test(document.getElementById("form-problem").textContent));
 
     await drop(page, 5e6);
     await page.waitForFunction(() => /first 4\.2 MB are taken/.test(document.getElementById("own-state").textContent));

@@ -66,7 +66,7 @@ describe("the page without WebGPU", { timeout: 600_000 }, () => {
 
   test("says what is missing when the stored model is cleared and there is no network", async () => {
     await page.click("#clear");
-    assert.match(await text(page, "model-state"), /was removed/);
+    await page.waitForFunction(() => /was removed/.test(document.getElementById("model-state").textContent));
     assert.equal(await page.evaluate(() => caches.has("landmark-model")), false);
     const before = errors.length;
     await page.reload();
