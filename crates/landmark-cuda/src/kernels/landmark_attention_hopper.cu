@@ -278,62 +278,72 @@ __device__ __forceinline__ void issue_values(Rows &rows, u32 values) {
 // Addresses of everything in shared memory.
 struct Places {
     u32 queries, keys, values, staging, barriers;
-    volatile int *rank; // of the item whose queries are here, written before `query_full`; past the list's end: no more
     __device__ u32 query_full() const { return barriers; }
     __device__ u32 query_empty() const { return barriers + 8; }
     __device__ u32 key_full(int stage) const { return barriers + 16 + 8 * stage; }
     __device__ u32 key_empty(int stage) const { return barriers + 16 + 8 * (STAGES + stage); }
     __device__ u32 value_full(int stage) const { return barriers + 16 + 8 * (2 * STAGES + stage); }
     __device__ u32 value_empty(int stage) const { return barriers + 16 + 8 * (3 * STAGES + stage); }
+    // Rank of the item whose queries are here, written before `query_full`; negative: there is no more.
+    __device__ void write_rank(int rank) const {
+        asm volatile("st.shared.s32 [%0], %1;" ::"r"(barriers + BARRIER_BYTES - 8), "r"(rank) : "memory");
+    }
+    __device__ int read_rank() const {
+        int rank;
+        asm volatile("ld.shared.s32 %0, [%1];" : "=r"(rank) : "r"(barriers + BARRIER_BYTES - 8) : "memory");
+        return rank;
+    }
 };
 
 // A tile's number since the start, as a place in the ring.
 struct Turn {
-    int stage;
-    u32 parity;
-    __device__ explicit Turn(int number) : stage(number % STAGES), parity(number / STAGES & 1) {}
+    u32 stage, parity;
+    __device__ explicit Turn(u32 number) : stage(number % STAGES), parity(number / STAGES & 1) {}
 };
 
-__device__ __forceinline__ void load_tile(const TensorMap *map, u32 to, u32 barrier, const Shape &shape, const Item &item, int tile) {
+__device__ __forceinline__ void load_tile(const TensorMap *map, u32 to, u32 barrier, int batch, int head, int row) {
     mbarrier_arrive_expect(barrier, TILE_BYTES);
 #pragma unroll
-    for (int p = 0; p < PANELS; ++p)
-        tma_load(to + p * TILE * 128, map, barrier, 64 * p, item.head / shape.heads_per_kv, tile * SPAN - item.phase, item.batch);
+    for (int p = 0; p < PANELS; ++p) tma_load(to + p * TILE * 128, map, barrier, 64 * p, head, row, batch);
 }
 
 __device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, const TensorMap *v, const u32 *phases, u32 *ticket,
                                         const Shape &shape, const Places &at) {
     const int items = items_of(shape);
-    int number = 0, rank = blockIdx.x, round = 0;
+    u32 number = 0;
+    int rank = blockIdx.x, round = 0;
     for (; rank < items; ++round) {
         const Item item = find_item(shape, phases, rank);
-        for (int tile = item.tiles - 1; tile >= -1; --tile) {
-            if (tile >= 0) {
-                const Turn turn(number + item.tiles - 1 - tile);
-                mbarrier_wait(at.key_empty(turn.stage), turn.parity ^ 1);
-                load_tile(k, at.keys + turn.stage * TILE_BYTES, at.key_full(turn.stage), shape, item, tile);
-            }
-            if (tile == item.tiles - 1) {
-                mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
-                *at.rank = rank;
-                mbarrier_arrive_expect(at.query_full(), QUERY_BYTES);
+        const int kv_head = item.head / shape.heads_per_kv;
+        auto load_keys = [&](u32 number, int row) {
+            const Turn turn(number);
+            mbarrier_wait(at.key_empty(turn.stage), turn.parity ^ 1);
+            load_tile(k, at.keys + turn.stage * TILE_BYTES, at.key_full(turn.stage), item.batch, kv_head, row);
+        };
+        auto load_values = [&](u32 number, int row) {
+            const Turn turn(number);
+            mbarrier_wait(at.value_empty(turn.stage), turn.parity ^ 1);
+            load_tile(v, at.values + turn.stage * TILE_BYTES, at.value_full(turn.stage), item.batch, kv_head, row);
+        };
+        int row = (item.tiles - 1) * SPAN - item.phase;
+        load_keys(number, row);
+        mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
+        at.write_rank(rank);
+        mbarrier_arrive_expect(at.query_full(), QUERY_BYTES);
 #pragma unroll
-                for (int p = 0; p < PANELS; ++p)
-                    tma_load(at.queries + p * ROWS * 128, q, at.query_full(), 64 * p, item.head, item.row, item.batch, DROP_FROM_CACHE);
-            }
-            if (tile + 1 < item.tiles) {
-                const Turn turn(number + item.tiles - 2 - tile);
-                mbarrier_wait(at.value_empty(turn.stage), turn.parity ^ 1);
-                load_tile(v, at.values + turn.stage * TILE_BYTES, at.value_full(turn.stage), shape, item, tile + 1);
-            }
+        for (int p = 0; p < PANELS; ++p)
+            tma_load(at.queries + p * ROWS * 128, q, at.query_full(), 64 * p, item.head, item.row, item.batch, DROP_FROM_CACHE);
+        for (; row > 0; row -= SPAN, ++number) {
+            load_keys(number + 1, row - SPAN);
+            load_values(number, row);
         }
-        number += item.tiles;
+        load_values(number++, row);
         // Each block takes its first item unasked and asks until there is no more: as many tickets as items, and the count
         // is back at 0.
         rank = gridDim.x + atomicInc(ticket, items - 1);
     }
     mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
-    *at.rank = rank;
+    at.write_rank(-1);
     mbarrier_arrive(at.query_full());
 }
 
@@ -407,15 +417,14 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
     const bool leader = threadIdx.x % 128 == 0, speaker = lane == 0;
     const u32 queries = at.queries + group * GROUP_ROWS * 128;
     const u32 staging = at.staging + group * GROUP_ROWS * 128;
-    const int items = items_of(shape);
     Rows rows;
     rows.lane = lane % 4;
     int number = 0;
     if (group == 1) barrier_arrive(1, 256);
     for (int round = 0;; ++round) {
         mbarrier_wait(at.query_full(), round & 1);
-        const int rank = *at.rank;
-        if (rank >= items) break;
+        const int rank = at.read_rank();
+        if (rank < 0) break;
         const Item item = find_item(shape, phases, rank);
         // Position of this warp group's first query, its last tile, and the first tile not wholly past for all its rows.
         const int start = item.phase + shape.keys - shape.queries + item.row + group * GROUP_ROWS;
@@ -495,7 +504,6 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     at.values = at.keys + STAGES * TILE_BYTES;
     at.staging = OWN_STAGING ? at.values + STAGES * TILE_BYTES : at.queries;
     at.barriers = at.values + STAGES * TILE_BYTES + (OWN_STAGING ? QUERY_BYTES : 0);
-    at.rank = reinterpret_cast<volatile int *>(memory + (at.barriers - at.queries) + BARRIER_BYTES - 8);
     if (threadIdx.x == 0) {
         tma_prefetch_map(&q), tma_prefetch_map(&k), tma_prefetch_map(&v), tma_prefetch_map(&out);
         mbarrier_init(at.query_full(), 1);
@@ -511,10 +519,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     __syncthreads();
     wait_for_launch_ahead();
     if (threadIdx.x < 128) {
-        registers_shrink<24>();
+        registers_shrink<40>();
         if (threadIdx.x == 0) produce(&q, &k, &v, phases, ticket, shape, at);
     } else {
-        registers_grow<240>();
+        registers_grow<232>();
         consume(&out, phases, lse, shape, at);
     }
 }
