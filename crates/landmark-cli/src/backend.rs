@@ -108,4 +108,23 @@ impl Backend for AnyBackend {
             _ => Err(foreign()),
         }
     }
+
+    async fn read_into(
+        &self,
+        arena: &AnyArena,
+        tensor: Tensor,
+        elements: Range<usize>,
+        to: &mut [u8],
+    ) -> Result<()> {
+        match (self, arena) {
+            (AnyBackend::Cpu(cpu), AnyArena::Cpu(arena)) => cpu.read_into(arena, tensor, elements, to).await,
+            (AnyBackend::Cuda(cuda), AnyArena::Cuda(arena)) => {
+                cuda.read_into(arena, tensor, elements, to).await
+            }
+            (AnyBackend::Wgpu(wgpu), AnyArena::Wgpu(arena)) => {
+                wgpu.read_into(arena, tensor, elements, to).await
+            }
+            _ => Err(foreign()),
+        }
+    }
 }
