@@ -13,7 +13,7 @@ use landmark_data::Tokenizer;
 use landmark_formats::pages::{MemoryFile, ScratchPages};
 use landmark_model::config::{Attention, ModelConfig};
 use landmark_model::engine::Engine;
-use landmark_model::generate::{Settings, fitting_chunk, fitting_top_k};
+use landmark_model::generate::{DEFAULT_TOP_K, Settings, fitting_chunk, fitting_top_k};
 use landmark_model::model::{CacheShape, Room};
 use landmark_model::preset::Preset;
 use landmark_model::reader::PredictAt;
@@ -28,9 +28,6 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::evaluation::granularity;
 use crate::settings::{Given, RunArgs};
-
-/// Blocks retrieved, if the trained context has room for them.
-const DEFAULT_TOP_K: usize = 5;
 
 /// Bytes of blocks that a GPU keeps of a memory that was offloaded to the host.
 const BESIDE_THE_HOST: u64 = 2 << 30;

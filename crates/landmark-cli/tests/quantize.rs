@@ -3,9 +3,9 @@
 mod common;
 
 use common::{fixture, refused, result, text};
+use landmark_core::quantize::is_matrix;
 use landmark_core::quantize::{Bits, dequantize, quantize};
 use landmark_formats::huggingface::{ModelWriter, SHARD_BYTES, WeightFolder};
-use landmark_formats::quantized::is_quantized;
 use landmark_formats::safetensors::TensorSource;
 use landmark_formats::tensor::{DType, float_bytes};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn rounded(into: &Path, bits: Bits) -> PathBuf {
     let source = |name: &str| {
         let tensor = weights.get(name).unwrap();
         let mut values = tensor.to_f32();
-        if is_quantized(name, tensor.shape()) {
+        if is_matrix(name, tensor.shape()) {
             values = dequantize(&quantize(&values, bits), bits);
         }
         let bytes = float_bytes(&values, DType::F32).unwrap();

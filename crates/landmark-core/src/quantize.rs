@@ -24,6 +24,14 @@ pub enum Bits {
 }
 
 impl Bits {
+    /// How many.
+    pub const fn count(self) -> u32 {
+        match self {
+            Bits::Eight => 8,
+            Bits::Four => 4,
+        }
+    }
+
     /// Bytes of the codes of a block.
     pub const fn code_bytes(self) -> usize {
         match self {

@@ -12,7 +12,7 @@
 //! which no tool for safetensors could make sense of.
 
 use half::f16;
-use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, is_matrix, quantize};
+use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, quantize};
 
 use crate::safetensors::TensorSource;
 use crate::tensor::{DType, TensorRef};
@@ -72,11 +72,6 @@ pub(crate) fn restored(
     TensorRef::new(DType::F32, shape.to_vec(), bytes)
 }
 
-/// Whether a weight is stored in blocks: a matrix whose rows are whole blocks.
-pub fn is_quantized(name: &str, shape: &[usize]) -> bool {
-    is_matrix(name, shape)
-}
-
 /// The two tensors, codes and scales, of a matrix whose `values` are asked for once for each.
 ///
 /// Writing them fails with [`Error::Tensor`] where a value is no number, or too large for a scale.
@@ -94,7 +89,7 @@ pub fn sources<'a>(
             let values = values()?;
             let largest = f32::from(f16::MAX) * 7.0;
             if let Some(value) = values.iter().find(|value| !value.is_finite() || value.abs() > largest) {
-                let reason = format!("it holds {value}, which no block of {} bits can", name_of_bits(bits));
+                let reason = format!("it holds {value}, which no block of {} bits can", bits.count());
                 return Err(Error::tensor(name.clone(), reason));
             }
             Ok(quantize(&values, bits))
@@ -111,13 +106,6 @@ pub fn sources<'a>(
         TensorSource::lazy(name, DType::U8, vec![rows, packed], move || Ok(quantized()?.codes.into())),
         TensorSource::lazy(format!("{name}{SCALES}"), DType::F16, vec![rows, cols / BLOCK], scales),
     ]
-}
-
-fn name_of_bits(bits: Bits) -> u8 {
-    match bits {
-        Bits::Eight => 8,
-        Bits::Four => 4,
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ use crate::sample::{SampleError, Sampling};
 use landmark_core::{Backend, DType};
 use rand_chacha::ChaCha8Rng;
 
+/// Blocks retrieved unless something else is asked for, if the trained context has room for them.
+pub const DEFAULT_TOP_K: usize = 5;
+
 /// Window lengths are multiples of this.
 const PADDING: usize = 16;
 

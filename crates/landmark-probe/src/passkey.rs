@@ -9,6 +9,8 @@
 //! a word leaves), the number may stand at a given depth instead of a random one, other filler may be used,
 //! and every question is drawn from a seed of its own. The released filler ends after 178,000 characters, ours does not.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, CaseKey, Count, Scoring, Suite, combine};
@@ -105,9 +107,12 @@ pub(crate) fn check_depths(depths: &[f64]) -> Result<()> {
 
 /// The prompt, from its two parts of filler and the number.
 fn prompt(before: &str, key: usize, after: &str) -> String {
-    format!(
-        "{DESCRIPTION}\n{before}\nThe pass key is {key}. Remember it. {key} is the pass key.\n{after}\n{QUESTION}"
-    )
+    format!("{DESCRIPTION}\n{before}\n{}\n{after}\n{QUESTION}", needle(key))
+}
+
+/// The line that is hidden.
+pub fn needle(key: impl Display) -> String {
+    format!("The pass key is {key}. Remember it. {key} is the pass key.")
 }
 
 /// A pass key in a text that somebody brought, instead of filler: of the text as much as a prompt of `length` tokens has room

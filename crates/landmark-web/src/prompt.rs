@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use landmark_data::Tokenizer;
 use landmark_probe::case::{Case, Suite};
 use landmark_probe::filler::Filler;
-use landmark_probe::passkey::{Passkey, QUESTION, Unit, in_text};
+use landmark_probe::passkey::{Passkey, QUESTION, Unit, in_text, needle};
 use std::ops::Range;
 
 /// Tokens that an answer to a question of one's own may have.
@@ -64,7 +64,7 @@ impl Hidden {
         let wrong = || Error::Input("the prompt does not end with its question".into());
         let text = case.prompt.strip_suffix(QUESTION).ok_or_else(wrong)?.to_owned();
         let number = case.expected.first().cloned().unwrap_or_default();
-        let line = format!("The pass key is {number}. Remember it. {number} is the pass key.");
+        let line = needle(&number);
         let start = text.find(&line).ok_or_else(wrong)?;
         Ok(Hidden {
             question: QUESTION.to_owned(),

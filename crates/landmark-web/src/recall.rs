@@ -12,7 +12,7 @@ use crate::files::ModelFiles;
 use crate::text::Text;
 use landmark_core::{Backend, DType};
 use landmark_model::engine::Engine;
-use landmark_model::generate::{Generator, Settings, fitting_chunk, fitting_top_k};
+use landmark_model::generate::{DEFAULT_TOP_K, Generator, Settings, fitting_chunk, fitting_top_k};
 use landmark_model::memory_reader::Fetched;
 use landmark_model::model::{CacheShape, Room};
 use landmark_model::reader::PredictAt;
@@ -25,13 +25,10 @@ pub const LONGEST_QUESTION: usize = 512;
 /// Tokens that an answer may have.
 pub const LONGEST_ANSWER: usize = 256;
 
-/// Blocks retrieved, if the trained context has room for them: as the command line does it.
-const TOP_K: usize = 5;
-
 /// Settings under which the model reads and answers: those of the command line.
 fn settings(files: &ModelFiles, lookups: bool) -> (Settings, usize) {
     let (context, block) = (files.config.context, files.block());
-    let top_k = fitting_top_k(context, block, TOP_K);
+    let top_k = fitting_top_k(context, block, DEFAULT_TOP_K);
     let settings = Settings {
         sampling: Sampling::default(),
         seed: 0,

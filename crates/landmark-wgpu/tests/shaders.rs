@@ -59,6 +59,7 @@ fn the_kernel_for_matrix_units_is_valid() {
         source += &accessors(name);
     }
     source += include_str!("../src/shaders/common.wgsl");
+    source += include_str!("../src/shaders/store_product.wgsl");
     source += include_str!("../src/shaders/matmul_cooperative.wgsl");
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));

@@ -46,16 +46,6 @@ pub enum BlockBits {
     Four,
 }
 
-impl BlockBits {
-    /// How many.
-    pub fn count(self) -> u32 {
-        match self {
-            BlockBits::Eight => 8,
-            BlockBits::Four => 4,
-        }
-    }
-}
-
 impl From<BlockBits> for Bits {
     fn from(bits: BlockBits) -> Bits {
         match bits {

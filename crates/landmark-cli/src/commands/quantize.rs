@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use landmark_core::Layout;
-use landmark_core::quantize::Bits;
+use landmark_core::quantize::{Bits, is_matrix};
 use landmark_formats::huggingface::ModelWriter;
 use landmark_formats::quantized;
 use landmark_formats::safetensors::TensorSource;
@@ -75,7 +75,7 @@ pub fn run(args: &QuantizeArgs, report: &Report) -> Result<()> {
     let parameters = Weights::lay_out(folder.config(), None, Types::F32, &mut Layout::new()).parameters;
     checkpoint.check(folder.config(), &parameters)?;
     let total: usize = parameters.iter().map(Parameter::numel).sum();
-    let in_blocks = |p: &&Parameter| quantized::is_quantized(&p.name, &p.shape);
+    let in_blocks = |p: &&Parameter| is_matrix(&p.name, &p.shape);
     let matrices: usize = parameters.iter().filter(in_blocks).map(Parameter::numel).sum();
     if matrices == 0 {
         return Err(Error::Input {
@@ -100,7 +100,7 @@ pub fn run(args: &QuantizeArgs, report: &Report) -> Result<()> {
     let writer = ModelWriter::create(&args.output)?;
     writer.write_quantized(sources, bits)?;
     copy_companions(&writer, folder.path(), None)?;
-    let number = args.bits.count();
+    let number = bits.count();
     writer.finish(&huggingface::quantized(folder.fields().clone(), number))?;
     let relative_error = work.squares.relative_error();
     drop(work);
@@ -157,7 +157,7 @@ impl Work<'_> {
     /// A weight as it is to be written: codes and scales, or what it was.
     fn sources<'w>(&'w self, parameter: &'w Parameter) -> Result<Vec<TensorSource<'w>>> {
         let (name, shape) = (parameter.name.as_str(), &parameter.shape);
-        if let (true, &[rows, cols]) = (quantized::is_quantized(name, shape), &shape[..]) {
+        if let (true, &[rows, cols]) = (is_matrix(name, shape), &shape[..]) {
             return Ok(quantized::sources(name, [rows, cols], self.bits, || self.matrix(name)).into());
         }
         // A browser reads no other types.

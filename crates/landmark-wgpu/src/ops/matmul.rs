@@ -100,6 +100,9 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         }
         Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
     };
+    if way != Way::Few {
+        k.include(include_str!("../shaders/store_product.wgsl"));
+    }
     let alignment = alignment(&[c.cols(product.a)]);
     c.read(&mut k, "a", product.a, alignment)?;
     if way == Way::Few {

@@ -25,19 +25,6 @@ fn b_row(row: u32, k: u32, valid: u32) -> vec4<f32> {
     return b_quad(row * params.k + k, valid);
 }
 
-fn store(row: u32, col: u32, product: vec4<f32>) {
-    if (row >= params.m || col >= params.n) {
-        return;
-    }
-    let valid = valid_of(col, params.n);
-    let e = row * params.stride + params.first + col;
-    var value = params.scale * product + bias_quad(params.first + col, valid);
-    if (ADD) {
-        value += out_quad(e, valid);
-    }
-    out_put(e, value, valid);
-}
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * TILE;

@@ -31,19 +31,6 @@ fn b_row(row: u32, k: u32) -> vec4<f16> {
     return vec4<f16>(b_quad(row * params.k + k, valid_of(k, params.k)));
 }
 
-fn store(row: u32, col: u32, product: vec4<f32>) {
-    if (row >= params.m || col >= params.n) {
-        return;
-    }
-    let valid = valid_of(col, params.n);
-    let e = row * params.stride + params.first + col;
-    var value = params.scale * product + bias_quad(params.first + col, valid);
-    if (ADD) {
-        value += out_quad(e, valid);
-    }
-    out_put(e, value, valid);
-}
-
 // Two vectors of the matrix of results that the subgroup has put down.
 fn put_down(subgroup: u32, lane: u32, first_row: u32, first_col: u32) {
     workgroupBarrier();

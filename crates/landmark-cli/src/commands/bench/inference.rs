@@ -158,7 +158,7 @@ fn run_on<B: Backend>(backend: B, args: &BenchArgs, device: Device, report: &Rep
             "model": config, "context": flags.context, "chunk": chunk, "block": block, "cache_topk": top_k,
             "cache_selection_method": settings.selection, "batch_size": batch, "new_tokens": new_tokens,
             "dtype": engine.model().room.compute.name(),
-            "bits": args.bits.map(|bits| bits.count()),
+            "bits": args.bits.map(|bits| Bits::from(bits).count()),
             "device_memory": flags.device_memory.map(|size| size.as_u64()),
         }),
     };
