@@ -208,12 +208,13 @@ fn random_tokens(config: &ModelConfig, seed: u64, row: u64, count: usize) -> Vec
 }
 
 /// Weights from one pool of random numbers, over and over: drawing seven billion of them would take longer than all the
-/// rest.
+/// rest. They are written in whole rows, as quantised tensors need, from another place in the pool each time.
 fn randomise<B: Backend>(engine: &mut Engine<B>, seed: u64, report: &Report) -> Result<()> {
+    const POOL: usize = 1 << 20;
     /// No power of two, so that rows of a matrix differ.
-    const POOL: usize = (1 << 20) - 3;
+    const STRIDE: usize = 7919;
     let mut random = generator(seed, Purpose::Weights, 0, 0);
-    let pool: Vec<f32> = (0..POOL).map(|_| random.random::<f32>() - 0.5).collect();
+    let pool: Vec<f32> = (0..2 * POOL).map(|_| random.random::<f32>() - 0.5).collect();
     let parameters = engine.model().weights.parameters.clone();
     let total: usize = parameters.iter().map(|parameter| parameter.numel()).sum();
     let (progress, mut done) = (report.progress("drawing weights", total as u64, "weights"), 0);
@@ -226,9 +227,11 @@ fn randomise<B: Backend>(engine: &mut Engine<B>, seed: u64, report: &Report) -> 
         };
         let shift = if parameter.init == Init::Ones { 1.0 } else { 0.0 };
         let values: Vec<f32> = pool.iter().map(|x| x * factor + shift).collect();
-        for first in (0..parameter.numel()).step_by(POOL) {
-            let count = POOL.min(parameter.numel() - first);
-            engine.write_floats_at(parameter.tensor, first, &values[..count])?;
+        let columns = parameter.shape.last().copied().unwrap_or(1).max(1);
+        let piece = (POOL / columns).max(1) * columns;
+        for (index, first) in (0..parameter.numel()).step_by(piece).enumerate() {
+            let (count, from) = (piece.min(parameter.numel() - first), index * STRIDE % POOL);
+            engine.write_floats_at(parameter.tensor, first, &values[from..from + count])?;
             done += count;
             progress.at(done as u64, "");
         }
