@@ -211,6 +211,12 @@ __device__ __forceinline__ void let_launch_behind_begin() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// Asks for `bytes` (a multiple of 16) from `from` on (16-byte aligned) to come into the second-level cache.
+__device__ __forceinline__ void prefetch_bulk(const void *from, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
 
 // ---- indices from tensors ----
 

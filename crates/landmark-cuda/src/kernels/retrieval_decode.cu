@@ -65,7 +65,32 @@ template <class Item> __device__ __forceinline__ Item *at_rank(Item *p, int) { r
 template <class Item> __device__ __forceinline__ void push(Item *to, Item x) { *to = x; }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+// By one warp: the best TOPK of `count` entries, best first; of equal scores the lower number counts as the better one.
+// `entry` gives the score of an entry, as an ordered integer, and its number; `take` gets what is found, round by round.
+// Rolled up: the code runs once in a launch, and would be fetched as slowly as it runs.
+template <class Entry, class Take>
+__device__ __forceinline__ void best_entries(int count, int lane, const Entry &entry, const Take &take) {
+    u32 limit_score = 0xffffffffu, limit = 0;
+    bool is_first = true;
+#pragma unroll 1
+    for (int i = 0; i < TOPK; i++) {
+        u32 score = 0, number = NO_BLOCK;
+#pragma unroll 1
+        for (int c = lane; c < count; c += 32) {
+            uint2 e = entry(c);
+            bool below = is_first || e.x < limit_score || (e.x == limit_score && e.y > limit);
+            bool better = number == NO_BLOCK || e.x > score || (e.x == score && e.y < number);
+            if (e.y != NO_BLOCK && below && better) score = e.x, number = e.y;
+        }
+        u32 top, which;
+        best_of_warp(score, number, top, which);
+        limit_score = top, limit = which, is_first = false;
+        take(i, make_uint2(top, which));
+    }
+}
+
+// Two blocks fit a multiprocessor's registers, this one and one of the product behind it, which fills its rings meanwhile.
+extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? 2 : 1)
 retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
                  const int *positions, const unsigned *lengths, const unsigned *counts, const float *frequencies,
                  Bits *keys, Bits *values, Bits *landmarks, Bits *out, unsigned *chosen_out, float *shares, int blocks,
@@ -78,8 +103,9 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     float *result = sums + WARPS * HEAD_DIM;                                      // (OWNED, ITEMS, HEAD_DIM)
     float *weight = result + OWNED * ITEMS * HEAD_DIM;                            // (OWNED, ITEMS): outer scores
     float *inner = weight + (OWNED * ITEMS + 3) / 4 * 4;                           // (BLOCK)
-    uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, WARPS, TOPK)
-    unsigned *chosen = reinterpret_cast<unsigned *>(candidates + TOKENS * RANKS * WARPS * TOPK); // (TOKENS, TOPK)
+    uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, TOPK)
+    uint2 *of_warps = candidates + TOKENS * RANKS * TOPK;                       // (TOKENS, WARPS, TOPK)
+    unsigned *chosen = reinterpret_cast<unsigned *>(of_warps + TOKENS * WARPS * TOPK); // (TOKENS, TOPK)
     float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
 
 #if CACHED
@@ -141,6 +167,14 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         }
     };
     load_landmarks(first);
+#if !CACHED
+    // So do the earlier keys of the query's own block.
+    if (thread == 0 && rank == TOPK % RANKS && unfinished > 0) {
+        const long long own = ((long long)(b * slots + now.seen % slots) * kv_heads + hk) * BLOCK * HEAD_DIM;
+        prefetch_bulk(keys + own, unfinished * HEAD_DIM * sizeof(Bits));
+        prefetch_bulk(values + own, unfinished * HEAD_DIM * sizeof(Bits));
+    }
+#endif
 
     wait_for_launch_ahead();
     for (int i = thread; i < TOKENS * HEAD_DIM; i += THREADS)
@@ -189,66 +223,44 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     cluster_wait(); // every block of the cluster runs: its shared memory may be written
     __syncthreads();
 #if TOPK > 0
-    // ---- the best of each warp's share go to all blocks, and each block finds the best of those
+    // ---- the best of each warp's share, of those the best of the block; these go to all blocks, which find the best of all
+    const int rounds = (last - first + THREADS - 1) / THREADS;
 #pragma unroll 1
     for (int t = 0; t < TOKENS; t++) {
-        unsigned mine_top = 0, mine = NO_BLOCK, limit_top = NO_BLOCK, limit = 0;
-        bool first_round = true;
+        auto scored = [&](int c) {
+            int j = first + c / 32 * THREADS + warp * 32 + c % 32;
+            return j < last ? make_uint2(ordered(scores[t * each + j - first]), unsigned(j)) : make_uint2(0u, NO_BLOCK);
+        };
+        best_entries(rounds * 32, lane, scored, [&](int i, uint2 best) {
+            if (lane == 0) of_warps[(t * WARPS + warp) * TOPK + i] = best;
+        });
+    }
+    __syncthreads();
 #pragma unroll 1
-        for (int i = 0; i < TOPK; i++) {
-            // The best below the last one found.
-            mine_top = 0, mine = NO_BLOCK;
-            for (int j = first + warp * 32 + lane; j < last; j += THREADS) {
-                unsigned s = ordered(scores[t * each + j - first]);
-                bool below = first_round || s < limit_top || (s == limit_top && unsigned(j) > limit);
-                if (below && (mine == NO_BLOCK || s > mine_top)) mine_top = s, mine = j;
-            }
-            unsigned top, which;
-            best_of_warp(mine_top, mine, top, which);
-            limit_top = top, limit = which, first_round = false;
-            if (lane < RANKS)
-                push(at_rank(candidates + ((t * RANKS + rank) * WARPS + warp) * TOPK + i, lane), make_uint2(top, which));
-            if (which == NO_BLOCK) {
-                for (i++; i < TOPK; i++)
-                    if (lane < RANKS)
-                        push(at_rank(candidates + ((t * RANKS + rank) * WARPS + warp) * TOPK + i, lane),
-                             make_uint2(0u, NO_BLOCK));
-            }
-        }
+    for (int t = warp; t < TOKENS; t += WARPS) {
+        const uint2 *from = of_warps + t * WARPS * TOPK;
+        best_entries(WARPS * TOPK, lane, [&](int c) { return from[c]; }, [&](int i, uint2 best) {
+            if (lane < RANKS) push(at_rank(candidates + (t * RANKS + rank) * TOPK + i, lane), best);
+        });
     }
     cluster_arrive();
     cluster_wait();
+#pragma unroll 1
     for (int t = warp; t < TOKENS; t += WARPS) {
-        constexpr int EACH = (RANKS * WARPS * TOPK + 31) / 32;
-        uint2 mine[EACH];
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int at = i * 32 + lane;
-            mine[i] = make_uint2(0u, NO_BLOCK);
-            if (at < RANKS * WARPS * TOPK) mine[i] = candidates[t * RANKS * WARPS * TOPK + at];
-        }
-        unsigned found[TOPK];
-#pragma unroll
-        for (int i = 0; i < TOPK; i++) {
-            uint2 best = make_uint2(0u, NO_BLOCK);
-#pragma unroll
-            for (int c = 0; c < EACH; c++)
-                if (mine[c].x > best.x || (mine[c].x == best.x && mine[c].y < best.y)) best = mine[c];
-            unsigned top;
-            best_of_warp(best.x, best.y, top, found[i]);
-#pragma unroll
-            for (int c = 0; c < EACH; c++)
-                if (mine[c].y == found[i]) mine[c] = make_uint2(0u, NO_BLOCK);
-        }
+        const uint2 *from = candidates + t * RANKS * TOPK;
+        unsigned mine = NO_BLOCK; // lane i has the i-th best
+        best_entries(RANKS * TOPK, lane, [&](int c) { return from[c]; }, [&](int i, uint2 best) {
+            if (lane == i) mine = best.y;
+        });
         // In time order; queries that are padding choose nothing.
-        bool real = t < int(counts[b]);
+        const bool real = t < int(counts[b]);
+        int at = 0;
 #pragma unroll
-        for (int i = 0; i < TOPK; i++) {
-            int at = 0;
-#pragma unroll
-            for (int o = 0; o < TOPK; o++) at += found[o] < found[i] || (found[o] == found[i] && o < i);
-            if (lane == 0) chosen[t * TOPK + at] = real ? found[i] : NO_BLOCK;
+        for (int o = 0; o < TOPK; o++) {
+            unsigned other = __shfl_sync(0xffffffffu, mine, o);
+            at += other < mine || (other == mine && o < lane);
         }
+        if (lane < TOPK) chosen[t * TOPK + at] = real ? mine : NO_BLOCK;
     }
     __syncthreads();
     if (chosen_out && rank == 0)
@@ -290,6 +302,17 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     const float scale = rsqrtf(float(HEAD_DIM)) * LOG2_E;
     const long long page = (long long)BLOCK * HEAD_DIM;
     auto page_of = [&](int slot) { return ((long long)(b * slots + slot) * kv_heads + hk) * page; };
+#if TOPK > 0 && !CACHED
+    // This block's later items come nearer while it has the first one in hand.
+    for (int item = rank + RANKS * (thread + 1); item < TOKENS * ITEMS; item += RANKS * THREADS) {
+        const int slot = item % ITEMS;
+        if (slot >= min(TOPK, retrieved)) continue;
+        const unsigned j = chosen[item / ITEMS * TOPK + slot];
+        if (j == NO_BLOCK) continue;
+        prefetch_bulk(keys + page_of(slot_of(j)), page * sizeof(Bits));
+        prefetch_bulk(values + page_of(slot_of(j)), page * sizeof(Bits));
+    }
+#endif
 #pragma unroll 1
     for (int item = rank; item < TOKENS * ITEMS; item += RANKS) {
         const int t = item / ITEMS, slot = item % ITEMS, own = unfinished + t, place = t / RANKS * ITEMS;

@@ -23,6 +23,8 @@ const SHORT_DEPTH: usize = 4;
 const SHORT_ROW: usize = 2048;
 const TWO_FIT: usize = 113 * 1024;
 const ONE_FITS: usize = 220 * 1024;
+/// Elements of a row of x that a thread keeps in registers while it norms.
+const MOST_HELD: usize = 8;
 
 /// What stands behind the products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,7 @@ struct Shape {
     /// Kind of norm, and the types of what it adds and of its weights.
     norm: Option<(NormKind, DType, DType)>,
     depth: usize,
+    held: usize,
 }
 
 impl Shape {
@@ -83,6 +86,7 @@ impl Shape {
             .set("M", self.rows)
             .set("SEGMENTS", self.segments)
             .set("DEPTH", self.depth)
+            .set("HELD", self.held)
             .set("WARPS", WARPS)
             .set("NORM", norm)
             .flag("ADD", self.add)
@@ -101,6 +105,11 @@ fn depth(rows: usize, inner: usize) -> Option<usize> {
     let fits = |limit: usize, depth: usize| bytes_of_shared(rows, inner, depth) <= limit;
     let most = if inner <= SHORT_ROW { SHORT_DEPTH } else { DEPTH };
     (4..=most).rev().find(|&d| fits(TWO_FIT, d)).or_else(|| fits(ONE_FITS, DEPTH).then_some(DEPTH))
+}
+
+/// Elements of a row that each thread keeps; 0 if those are too many.
+fn held(inner: usize) -> usize {
+    Some(inner.div_ceil(WARPS * 32)).filter(|&held| held <= MOST_HELD).unwrap_or(0)
 }
 
 /// Whether the kernel serves a product.
@@ -246,6 +255,7 @@ fn launch(group: &Group, c: &mut Compiler<'_>) -> Result<usize> {
         behind: group.behind,
         norm,
         depth,
+        held: norm.map_or(0, |_| held(inner)),
     };
     let kernel = c.kernel("matvec.cu", "matvec", shape.defines())?;
     let mut args = Vec::new();
@@ -310,15 +320,17 @@ pub(super) fn variants() -> Vec<Variant> {
             behind: Behind::Nothing,
             norm: None,
             depth: DEPTH,
+            held: 0,
         };
         for rows in [1, 3, 8] {
             all.push(Shape { rows, ..plain.clone() });
         }
         all.push(Shape { rows: 2, segments: 3, bias: Some(DType::F32), ..plain.clone() });
         let norm = |kind| Some((kind, weight, DType::F32));
-        all.push(Shape { segments: 2, behind: Behind::SwiGlu, norm: norm(rms), ..plain.clone() });
-        all.push(Shape { segments: 3, rows: 2, norm: norm(rms), ..plain.clone() });
-        all.push(Shape { behind: Behind::Gelu, norm: norm(layer), ..plain.clone() });
+        all.push(Shape { segments: 2, behind: Behind::SwiGlu, norm: norm(rms), held: 8, ..plain.clone() });
+        all.push(Shape { segments: 3, rows: 2, norm: norm(rms), held: 8, ..plain.clone() });
+        all.push(Shape { segments: 3, norm: norm(rms), ..plain.clone() });
+        all.push(Shape { behind: Behind::Gelu, norm: norm(layer), held: 2, ..plain.clone() });
         all.push(Shape {
             behind: Behind::Gelu,
             bias: Some(DType::F32),

@@ -100,7 +100,7 @@ fn bytes_of_shared(m: &MemoryShape, tokens: usize, ranks: usize) -> usize {
         + four(tokens * m.top_k)
         + tokens * m.blocks.div_ceil(ranks);
     let angles = m.block * (m.head_dim / 2) * 8;
-    let candidates = tokens * ranks * WARPS * m.top_k * 8;
+    let candidates = tokens * (ranks + WARPS) * m.top_k * 8;
     angles + 4 * floats + candidates
 }
 
