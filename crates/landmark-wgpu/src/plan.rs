@@ -263,6 +263,23 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// The same as vectors of f16, for matrix units: `x_vector`.
+    pub(crate) fn read_vectors(
+        &self,
+        k: &mut Kernel,
+        name: &str,
+        tensor: Tensor,
+        part: &Part,
+        alignment: usize,
+    ) {
+        if part.quantised.is_none() && self.dtype(tensor) == DType::F16 && alignment == 4 {
+            k.vectors(name, part.resource.clone());
+        } else {
+            self.read_part(k, name, tensor, part, alignment);
+            k.vectors_of_quads(name);
+        }
+    }
+
     /// The same in chunks of 16 bytes, for kernels that read a lot: `x_load`, `x_part` and `x_scale`.
     pub(crate) fn read_chunks(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
         let (dtype, cols) = (self.dtype(tensor), self.cols(tensor));

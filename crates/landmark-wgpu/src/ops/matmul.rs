@@ -104,11 +104,21 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         k.include(include_str!("../shaders/store_product.wgsl"));
     }
     let alignment = alignment(&[c.cols(product.a)]);
-    c.read(&mut k, "a", product.a, alignment)?;
-    if way == Way::Few {
-        c.read_chunks(&mut k, "b", product.b, part);
-    } else {
-        c.read_part(&mut k, "b", product.b, part, alignment);
+    match way {
+        Way::Few => {
+            c.read(&mut k, "a", product.a, alignment)?;
+            c.read_chunks(&mut k, "b", product.b, part);
+        }
+        Way::MatrixUnits => {
+            for part in c.parts(product.a)? {
+                c.read_vectors(&mut k, "a", product.a, &part, alignment);
+            }
+            c.read_vectors(&mut k, "b", product.b, part, alignment);
+        }
+        Way::Portable => {
+            c.read(&mut k, "a", product.a, alignment)?;
+            c.read_part(&mut k, "b", product.b, part, alignment);
+        }
     }
     Ok(k)
 }
@@ -128,10 +138,16 @@ fn launch(
     k.param("first", part.first);
     k.param("stride", stride);
     k.param("scale", scale);
-    let tile = match product.way(part, c) {
-        Way::Few => return c.dispatch(k, part.rows.div_ceil(4)),
-        Way::MatrixUnits => WIDE_TILE,
-        Way::Portable => TILE,
-    };
-    c.dispatch_grid(k, [part.rows.div_ceil(tile), product.rows.div_ceil(tile), 1])
+    let tiles = |tile: usize| (product.rows.div_ceil(tile), part.rows.div_ceil(tile));
+    match product.way(part, c) {
+        Way::Few => c.dispatch(k, part.rows.div_ceil(4)),
+        Way::MatrixUnits => {
+            let (down, across) = tiles(WIDE_TILE);
+            c.dispatch_grid(k, [down, across, 1])
+        }
+        Way::Portable => {
+            let (down, across) = tiles(TILE);
+            c.dispatch_grid(k, [across, down, 1])
+        }
+    }
 }

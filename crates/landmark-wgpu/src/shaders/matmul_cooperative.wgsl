@@ -2,33 +2,36 @@
 // sums in f32.
 //
 // A workgroup of eight subgroups makes a tile of 128 x 128 results, each subgroup 64 x 32 of them, in eight matrices of
-// 16 x 16. Operands pass through workgroup memory 32 columns at a time; what comes next is fetched while the matrix units
-// work. Rows there are 40 elements apart, so that the rows of a matrix lie in different banks.
+// 16 x 16. Operands pass through workgroup memory 64 columns at a time, as they are; what comes next is fetched while the
+// matrix units work. Rows there are 72 elements apart, so that the rows of a matrix lie in different banks. Workgroups go down
+// the rows of a first: those that run together share a few rows of b, and all of a stays near.
 
 const TILE: u32 = 128u;
-const DEPTH: u32 = 32u;
+const DEPTH: u32 = 64u;
 // In vectors.
-const STRIDE: u32 = 10u;
+const STRIDE: u32 = 18u;
 // Vectors of a tile that a thread brings, and how many rows of the tile lie between two of them.
-const BROUGHT: u32 = 4u;
+const BROUGHT: u32 = 8u;
+const APART: u32 = 16u;
 
-var<workgroup> a_tile: array<vec4<f16>, 1280>;
-var<workgroup> b_tile: array<vec4<f16>, 1280>;
+var<workgroup> a_tile: array<vec4<f16>, 2304>;
+var<workgroup> b_tile: array<vec4<f16>, 2304>;
 // A matrix of results for each subgroup.
 var<workgroup> results: array<f32, 2048>;
 
-fn a_row(row: u32, k: u32) -> vec4<f16> {
-    if (row >= params.m || k >= params.k) {
+// Elements k .. k + 4 of a row that begins at element `start`; behind the end there are zeros.
+fn a_piece(start: u32, k: u32) -> vec4<f16> {
+    if (k >= params.k) {
         return vec4<f16>();
     }
-    return vec4<f16>(a_quad((params.above + row) * params.k + k, valid_of(k, params.k)));
+    return a_vector(start + k, valid_of(k, params.k));
 }
 
-fn b_row(row: u32, k: u32) -> vec4<f16> {
-    if (row >= params.n || k >= params.k) {
+fn b_piece(start: u32, k: u32) -> vec4<f16> {
+    if (k >= params.k) {
         return vec4<f16>();
     }
-    return vec4<f16>(b_quad(row * params.k + k, valid_of(k, params.k)));
+    return b_vector(start + k, valid_of(k, params.k));
 }
 
 // Two vectors of the matrix of results that the subgroup has put down.
@@ -45,8 +48,8 @@ fn put_down(subgroup: u32, lane: u32, first_row: u32, first_col: u32) {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let first_row = group.y * TILE;
-    let first_col = group.x * TILE;
+    let first_row = group.x * TILE;
+    let first_col = group.y * TILE;
     let subgroup = thread >> 5u;
     let lane = thread & 31u;
     let top = 64u * (subgroup & 1u);
@@ -59,26 +62,31 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c21: coop_mat16x16<f32, C>;
     var c30: coop_mat16x16<f32, C>;
     var c31: coop_mat16x16<f32, C>;
-    // What this thread brings: vectors of one column, 32 rows apart.
-    let row = thread >> 3u;
-    let col = thread & 7u;
+    // What this thread brings: vectors of one column, APART rows apart. Behind the last row comes the last one again: its
+    // results are not stored.
+    let row = thread >> 4u;
+    let col = thread & 15u;
+    var a_start: array<u32, BROUGHT>;
+    var b_start: array<u32, BROUGHT>;
     var a_next: array<vec4<f16>, BROUGHT>;
     var b_next: array<vec4<f16>, BROUGHT>;
     for (var i = 0u; i < BROUGHT; i++) {
-        a_next[i] = a_row(first_row + row + 32u * i, 4u * col);
-        b_next[i] = b_row(first_col + row + 32u * i, 4u * col);
+        a_start[i] = (params.above + min(first_row + row + APART * i, params.m - 1u)) * params.k;
+        b_start[i] = min(first_col + row + APART * i, params.n - 1u) * params.k;
+        a_next[i] = a_piece(a_start[i], 4u * col);
+        b_next[i] = b_piece(b_start[i], 4u * col);
     }
     for (var k = 0u; k < params.k; k += DEPTH) {
         for (var i = 0u; i < BROUGHT; i++) {
-            a_tile[(row + 32u * i) * STRIDE + col] = a_next[i];
-            b_tile[(row + 32u * i) * STRIDE + col] = b_next[i];
+            a_tile[(row + APART * i) * STRIDE + col] = a_next[i];
+            b_tile[(row + APART * i) * STRIDE + col] = b_next[i];
         }
         workgroupBarrier();
         for (var i = 0u; i < BROUGHT; i++) {
-            a_next[i] = a_row(first_row + row + 32u * i, k + DEPTH + 4u * col);
-            b_next[i] = b_row(first_col + row + 32u * i, k + DEPTH + 4u * col);
+            a_next[i] = a_piece(a_start[i], k + DEPTH + 4u * col);
+            b_next[i] = b_piece(b_start[i], k + DEPTH + 4u * col);
         }
-        for (var step = 0u; step < 8u; step += 4u) {
+        for (var step = 0u; step < DEPTH / 4u; step += 4u) {
             let b0 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[left * STRIDE + step], STRIDE);
             let b1 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[(left + 16u) * STRIDE + step], STRIDE);
             let a0 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[top * STRIDE + step], STRIDE);
