@@ -136,7 +136,7 @@ fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths:
     let mut found = Vec::new();
     for _ in 0..12 {
         block_on(generator.next()).unwrap();
-        found.extend((0..lengths.len()).map(|row| generator.logits(row).to_vec()));
+        found.extend((0..lengths.len()).map(|row| block_on(generator.logits(row)).unwrap()));
     }
     found
 }

@@ -226,7 +226,7 @@ fn generate<B: Backend>(backend: B, config: &ModelConfig, compute: DType) -> Vec
     block_on(generator.read(&[&prompts[0], &prompts[1]], |_| ())).expect("a prompt");
     let mut found = Vec::new();
     for _ in 0..6 {
-        found.extend([0, 1].map(|row| generator.logits(row).to_vec()));
+        found.extend([0, 1].map(|row| block_on(generator.logits(row)).expect("logits")));
         for row in 0..BATCH {
             let lookups = block_on(generator.lookups(row)).expect("lookups");
             found.push(lookups.into_iter().flatten().flatten().map(|f| f.share + f.block as f32).collect());

@@ -106,7 +106,7 @@ pub fn answer<B: Backend>(
                 report.stream(&text)?;
             }
             if is_told {
-                let top = if args.logits { best(generator.logits(row)) } else { Vec::new() };
+                let top = if args.logits { best(&block_on(generator.logits(row))?) } else { Vec::new() };
                 let retrieved =
                     if args.wants_lookups() { block_on(generator.lookups(row))? } else { Vec::new() };
                 found[row].steps.push(Step { token, text: text.clone(), top, retrieved });

@@ -42,6 +42,7 @@ static SOURCES: &[(&str, &str)] = &embedded![
     "landmark_attention_hopper.cu",
     "landmark_choice.cu",
     "landmark_scores.cu",
+    "likeliest.cu",
     "matvec.cu",
     "norm.cu",
     "optimizer.cu",

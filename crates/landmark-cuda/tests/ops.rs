@@ -5,8 +5,8 @@ mod common;
 use common::{Case, FLOATS, cuda};
 use landmark_core::ops::{
     Adafactor, AdamW, AddNorm, Bernoulli, ClipScale, CopyRows, Dropout, Embed, EmbedBackward, Fill, Gelu,
-    GeluBackward, LinearCrossEntropy, LossGradient, Matmul, Norm, NormBackward, NormKind, Op, Rope,
-    RopeStyle, Sgd, SquaredNorm, SumRows, SwiGlu, SwiGluBackward,
+    GeluBackward, Likeliest, LinearCrossEntropy, LossGradient, Matmul, Norm, NormBackward, NormKind, Op,
+    Rope, RopeStyle, Sgd, SquaredNorm, SumRows, SwiGlu, SwiGluBackward,
 };
 use landmark_core::testing::now;
 use landmark_core::{Backend, Cols, DType, Error, Out, plant};
@@ -227,6 +227,29 @@ fn embeddings() {
                 r.push(EmbedBackward { tokens: ids, dout, dtable: out(added, true) });
                 r.push(EmbedBackward { tokens: ids, dout, dtable: out(set, false) });
             });
+        }
+    }
+}
+
+#[test]
+fn likeliest_tokens() {
+    let Some(cuda) = cuda() else { return };
+    for (rows, vocabulary) in [(1, 1), (3, 31), (2, 1000), (1, 50_304), (2, 32_002)] {
+        for banned in [None, Some(vocabulary as u32 / 2)] {
+            let mut case = Case::new(format!("likeliest of {rows} x {vocabulary}"));
+            let mut values: Vec<f64> =
+                (0..rows * vocabulary).map(|i| ((i * 7919) % 1009) as f64 / 8.0 - 60.0).collect();
+            // Equal ones, the first of which may be banned, and tokens that cannot occur.
+            values[vocabulary / 2] = 70.0;
+            values[vocabulary - 1] = 70.0;
+            values[0] = f64::NEG_INFINITY;
+            if rows == 3 {
+                values[vocabulary + 5] = f64::NAN;
+                values[2 * vocabulary + 9] = f64::INFINITY;
+            }
+            let logits = case.holding(F32, [rows, vocabulary], &values);
+            let chosen = case.result(DType::U32, [rows]);
+            case.check(cuda, |r| r.push(Likeliest { logits, banned, out: chosen }));
         }
     }
 }

@@ -386,6 +386,11 @@ impl ModelConfig {
         Ok(())
     }
 
+    /// The token that is never generated: a landmark, which the memory puts where it belongs.
+    pub fn banned(&self) -> Option<u32> {
+        (self.attention != Attention::Plain).then_some(self.landmark_id)
+    }
+
     /// Rows in front of every sequence that are not tokens: 1 with a context-miss token.
     pub fn extra_rows(&self) -> usize {
         usize::from(self.attention == Attention::LandmarkWithMiss)

@@ -8,7 +8,7 @@
 //! Programs have static shapes, so a window that grows token by token would be compiled anew each time. It is
 //! padded on the right to a multiple of `PADDING` instead: no position sees what comes after it.
 
-use crate::config::{Attention, ModelConfig};
+use crate::config::ModelConfig;
 use crate::engine::{self, Engine, Held};
 use crate::memory_reader::{Fetched, MemoryReader};
 use crate::model::{CacheShape, Room};
@@ -16,6 +16,7 @@ use crate::random::{Purpose, generator};
 use crate::reader::{PredictAt, Reader, laden_length};
 use crate::record::Granularity;
 use crate::sample::{SampleError, Sampling};
+use landmark_core::ops::Likeliest;
 use landmark_core::{Backend, DType};
 use rand_chacha::ChaCha8Rng;
 
@@ -104,12 +105,36 @@ enum Source<'e, B: Backend> {
 /// One prompt and its continuation.
 struct Row {
     random: ChaCha8Rng,
-    /// Of the token to come; empty before the prompt.
-    logits: Vec<f32>,
+    /// Of the token to come.
+    next: Next,
     /// Chosen, and not yet read.
     chosen: Option<u32>,
     /// Nothing more is wanted.
     is_done: bool,
+}
+
+/// What is known of the token to come.
+#[derive(Clone, Debug, PartialEq)]
+enum Next {
+    /// No prompt was read.
+    Nothing,
+    /// Its logits.
+    Logits(Vec<f32>),
+    /// The likeliest one, chosen on the device, where the logits stay until somebody wants them.
+    Likeliest(u32),
+}
+
+impl Next {
+    /// Room for logits.
+    fn as_logits(&mut self) -> &mut Vec<f32> {
+        if !matches!(self, Next::Logits(_)) {
+            *self = Next::Logits(Vec::new());
+        }
+        match self {
+            Next::Logits(logits) => logits,
+            Next::Nothing | Next::Likeliest(_) => unreachable!("made logits above"),
+        }
+    }
 }
 
 impl<'e, B: Backend> Generator<'e, B> {
@@ -138,13 +163,10 @@ impl<'e, B: Backend> Generator<'e, B> {
     }
 
     fn holding(engine: Held<'e, B>, settings: Settings, lengths: Vec<usize>) -> Result<Self, Error> {
-        let banned = match engine.config().attention {
-            Attention::Plain => Vec::new(),
-            Attention::Landmark | Attention::LandmarkWithMiss => vec![engine.config().landmark_id],
-        };
+        let banned = engine.config().banned().into_iter().collect();
         let row = |number| Row {
             random: generator(settings.seed, Purpose::Sampling, number, 0),
-            logits: Vec::new(),
+            next: Next::Nothing,
             chosen: None,
             is_done: false,
         };
@@ -228,8 +250,7 @@ impl<'e, B: Backend> Generator<'e, B> {
     pub fn fill(&mut self, chunk: &[u32]) -> Result<(), Error> {
         assert!(chunk.len() <= self.settings.chunk, "more than a chunk");
         let row = &mut self.rows[0];
-        (row.chosen, row.is_done) = (None, false);
-        row.logits.clear();
+        (row.chosen, row.is_done, row.next) = (None, false, Next::Nothing);
         match &mut self.source {
             Source::Memory(reader) => Ok(reader.fill(&[chunk])?),
             Source::Keys(_) | Source::Window(..) => panic!("only a memory is filled"),
@@ -254,8 +275,7 @@ impl<'e, B: Backend> Generator<'e, B> {
     /// As [`MemoryReader::rewind`].
     pub fn rewind(&mut self, length: usize) {
         let row = &mut self.rows[0];
-        (row.chosen, row.is_done) = (None, false);
-        row.logits.clear();
+        (row.chosen, row.is_done, row.next) = (None, false, Next::Nothing);
         match &mut self.source {
             Source::Memory(reader) => reader.rewind(0, length),
             Source::Window(_, window) => window.clear(),
@@ -265,16 +285,21 @@ impl<'e, B: Backend> Generator<'e, B> {
 
     /// Reads a piece for each row; rows with an empty one keep their logits.
     async fn step(&mut self, pieces: &[&[u32]]) -> Result<(), Error> {
-        match &mut self.source {
-            Source::Memory(reader) => {
+        match (&mut self.source, &mut self.rows[..]) {
+            (Source::Memory(reader), [row]) if self.settings.sampling.is_greedy() => {
+                row.next = Next::Likeliest(reader.likeliest(pieces[0]).await?);
+            }
+            (Source::Memory(reader), rows) => {
                 let mut logits: Vec<&mut Vec<f32>> =
-                    self.rows.iter_mut().map(|row| &mut row.logits).collect();
+                    rows.iter_mut().map(|row| row.next.as_logits()).collect();
                 reader.logits(pieces, &mut logits).await?;
             }
-            Source::Keys(reader) => {
-                self.rows[0].logits = reader.logits(pieces[0], self.settings.predict).await?;
+            (Source::Keys(reader), rows) => {
+                rows[0].next = Next::Logits(reader.logits(pieces[0], self.settings.predict).await?);
             }
-            Source::Window(reader, window) => self.rows[0].logits = slide(reader, window, pieces[0]).await?,
+            (Source::Window(reader, window), rows) => {
+                rows[0].next = Next::Logits(slide(reader, window, pieces[0]).await?);
+            }
         }
         Ok(())
     }
@@ -293,16 +318,26 @@ impl<'e, B: Backend> Generator<'e, B> {
             let pieces: Vec<&[u32]> = pieces.iter().map(Vec::as_slice).collect();
             self.step(&pieces).await?;
         }
+        if let [Row { next: Next::Likeliest(Likeliest::NO_TOKEN), is_done: false, .. }] = &self.rows[..] {
+            // The logits say why.
+            self.rows[0].next = Next::Logits(self.logits(0).await?);
+        }
         let mut next = Vec::with_capacity(self.rows.len());
         for row in &mut self.rows {
             if row.is_done {
                 next.push(None);
                 continue;
             }
-            if row.logits.is_empty() {
-                return Err(Error::Empty);
-            }
-            let token = self.settings.sampling.choose(&row.logits, &self.banned, &mut row.random)?;
+            let token = match &row.next {
+                Next::Nothing => return Err(Error::Empty),
+                Next::Likeliest(token) => {
+                    self.settings.sampling.validate()?;
+                    *token
+                }
+                Next::Logits(logits) => {
+                    self.settings.sampling.choose(logits, &self.banned, &mut row.random)?
+                }
+            };
             row.chosen = Some(token);
             next.push(Some(token));
         }
@@ -314,9 +349,16 @@ impl<'e, B: Backend> Generator<'e, B> {
         self.rows[row].is_done = true;
     }
 
-    /// Logits of which the last token of a row was chosen, or of the one to come.
-    pub fn logits(&self, row: usize) -> &[f32] {
-        &self.rows[row].logits
+    /// Logits of which the last token of a row was chosen, or of the one to come; none before the prompt.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn logits(&self, row: usize) -> Result<Vec<f32>, Error> {
+        match (&self.rows[row].next, &self.source) {
+            (Next::Logits(logits), _) => Ok(logits.clone()),
+            (Next::Likeliest(_), Source::Memory(reader)) => Ok(reader.last_logits().await?),
+            (Next::Nothing | Next::Likeliest(_), _) => Ok(Vec::new()),
+        }
     }
 
     /// What a row fetched to give those logits, by layer and head; empty without a memory.
@@ -361,6 +403,7 @@ async fn slide<B: Backend>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Attention;
     use landmark_core::Cpu;
     use std::future::Future;
     use std::task::{Context, Poll, Waker};
@@ -537,8 +580,9 @@ mod tests {
         }
         let mut engine = engine(Attention::Landmark, MEM, &settings);
         let mut generator = Generator::new(&mut engine, settings, 1).unwrap();
-        generator.rows[0].logits = vec![0.0; 40];
-        generator.rows[0].logits[LANDMARK as usize] = 1e9;
+        let mut logits = vec![0.0; 40];
+        logits[LANDMARK as usize] = 1e9;
+        generator.rows[0].next = Next::Logits(logits);
         assert_ne!(wait(generator.next()).unwrap(), [Some(LANDMARK)]);
     }
 

@@ -145,6 +145,32 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         Ok(())
     }
 
+    /// Reads a piece of the only row; gives the likeliest token after it, or
+    /// [`NO_TOKEN`](landmark_core::ops::Likeliest::NO_TOKEN).
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    ///
+    /// # Panics
+    /// With several rows.
+    pub async fn likeliest(&mut self, piece: &[u32]) -> Result<u32> {
+        self.run(&[piece], Want::Logits { rows: 1 })?;
+        let tensor = self.engine.model().inputs.likeliest.expect("logits of an engine with room");
+        let mut token = [0];
+        self.engine.read_into(tensor, &mut token).await?;
+        Ok(token[0])
+    }
+
+    /// The logits `(V)` that the last step left of the only row.
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub async fn last_logits(&self) -> Result<Vec<f32>> {
+        let model = self.engine.model();
+        let tensor = model.inputs.logits.expect("logits of an engine with room");
+        self.engine.read_first(tensor, model.config.vocab_size).await
+    }
+
     /// What row `row` fetched to give its last logits, by layer and head; the engine was made with room for lookups.
     /// Empty if it read nothing then.
     ///

@@ -10,8 +10,8 @@ use crate::model::{LayerCache, Model, Optimizer};
 use crate::weights::{Adapter, BlockWeights, Linear, MlpWeights, NormWeights, Projections};
 use landmark_core::ops::{
     Adafactor, AdamW, AddNorm, AppendKv, Bernoulli, Blocks, ClipScale, CopyRows, Dropout, Embed, Fill, Gelu,
-    Heads, LandmarkAttention, LandmarkScores, LinearCrossEntropy, LossGradient, Matmul, MissToken, Norm,
-    Randomness, RetrievalAttention, Rope, SelectBlocks, Selection, Sgd, SquaredNorm, SwiGlu,
+    Heads, LandmarkAttention, LandmarkScores, Likeliest, LinearCrossEntropy, LossGradient, Matmul, MissToken,
+    Norm, Randomness, RetrievalAttention, Rope, SelectBlocks, Selection, Sgd, SquaredNorm, SwiGlu,
 };
 use landmark_core::{Cols, DType, Out, Program, Recorder, Tensor};
 
@@ -553,6 +553,12 @@ impl Step<'_> {
                 let logits = inputs.logits.expect(room);
                 let logits = self.r.view(logits, [batch, rows, self.config.vocab_size]);
                 self.r.push(Matmul::linear(last, weights.head, None, logits));
+                // Who generates one text greedily reads no more than this.
+                if let (1, 1, Some(likeliest)) = (batch, rows, inputs.likeliest) {
+                    let banned = self.config.banned();
+                    let out = self.r.view(likeliest, [1]);
+                    self.r.push(Likeliest { logits, banned, out });
+                }
             }
             Want::Loss => {
                 self.loss(x, None);

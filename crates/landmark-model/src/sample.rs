@@ -48,6 +48,11 @@ pub enum SampleError {
 }
 
 impl Sampling {
+    /// Whether the likeliest token is always chosen.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -74,7 +79,7 @@ impl Sampling {
         if let Some(token) = not_finite(logits) {
             return Err(SampleError::NotFinite(token));
         }
-        if self.temperature == 0.0 {
+        if self.is_greedy() {
             return likeliest(logits, banned).ok_or(SampleError::NoToken(logits.len()));
         }
         let mut allowed: Vec<(u32, f32)> = (0u32..)

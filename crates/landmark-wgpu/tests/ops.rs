@@ -118,6 +118,31 @@ fn embeddings_and_copies() {
 }
 
 #[test]
+fn likeliest_tokens() {
+    for (rows, vocabulary) in [(1, 1), (3, 31), (2, 1000), (1, 4099)] {
+        for banned in [None, Some(vocabulary as u32 / 2)] {
+            let mut layout = Layout::new();
+            let logits = layout.add("logits", DType::F32, [rows, vocabulary]);
+            let out = layout.add("out", DType::U32, [rows]);
+            let mut r = Recorder::new(format!("likeliest of {rows} x {vocabulary}"), &layout);
+            r.push(Likeliest { logits, banned, out });
+            let mut values: Vec<f32> =
+                (0..rows * vocabulary).map(|i| ((i * 7919) % 1009) as f32 / 8.0 - 60.0).collect();
+            // Equal ones, the first of which may be banned, and tokens that cannot occur.
+            values[vocabulary / 2] = 70.0;
+            values[vocabulary - 1] = 70.0;
+            values[0] = f32::NEG_INFINITY;
+            if rows == 3 {
+                values[vocabulary + 5] = f32::NAN;
+                values[2 * vocabulary + 9] = f32::INFINITY;
+            }
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            compare_on_all(&r.finish(), &[(logits, bytes)]);
+        }
+    }
+}
+
+#[test]
 fn rotary_positions() {
     for style in [RopeStyle::Pairs, RopeStyle::Halves] {
         for head_dim in [2, 4, 6, 8, 10, 20, 128] {

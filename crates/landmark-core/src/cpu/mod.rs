@@ -19,6 +19,7 @@ mod embed;
 mod gemm;
 mod grouped_softmax;
 mod landmark_attention;
+mod likeliest;
 mod matmul;
 mod memory;
 mod norm;
@@ -204,6 +205,7 @@ fn run_op<T: Real>(op: &Op, m: &mut Memory<'_, T>) -> Result<()> {
         Op::LandmarkAttention(op) => landmark_attention::forward(op, m),
         Op::LandmarkAttentionBackward(op) => landmark_attention::backward(op, m),
         Op::LandmarkScores(op) => memory::landmark_scores(op, m),
+        Op::Likeliest(op) => likeliest::likeliest(op, m),
         Op::LinearCrossEntropy(op) => return cross_entropy::linear_cross_entropy(op, m),
         Op::Matmul(op) => matmul::matmul(op, m),
         Op::Norm(op) => norm::norm(op, m),

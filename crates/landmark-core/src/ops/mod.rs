@@ -14,6 +14,7 @@ mod dropout;
 mod elementwise;
 mod embed;
 mod landmark_attention;
+mod likeliest;
 mod matmul;
 mod memory;
 mod norm;
@@ -28,6 +29,7 @@ pub use embed::{Embed, EmbedBackward};
 pub use landmark_attention::{
     AttentionGradients, Blocks, Heads, LandmarkAttention, LandmarkAttentionBackward, MissToken, Randomness,
 };
+pub use likeliest::Likeliest;
 pub use matmul::{Matmul, SumRows};
 pub use memory::{
     AppendKv, LandmarkScores, MemoryShape, MemoryState, NO_BLOCK, Origin, RetrievalAttention, SelectBlocks,
@@ -155,6 +157,7 @@ vocabulary!(
     LandmarkAttention,
     LandmarkAttentionBackward,
     LandmarkScores,
+    Likeliest,
     LinearCrossEntropy,
     Matmul,
     Norm,

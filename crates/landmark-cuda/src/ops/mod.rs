@@ -14,6 +14,7 @@ mod landmark_attention_any;
 mod landmark_attention_backward;
 pub(crate) mod landmark_attention_backward_hopper;
 pub(crate) mod landmark_attention_hopper;
+mod likeliest;
 mod matmul;
 mod matvec;
 mod memory;
@@ -64,6 +65,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
         Op::LandmarkAttentionBackward(op) if landmark_attention_backward_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttentionBackward(op) => landmark_attention_backward::launch(op, c)?,
+        Op::Likeliest(op) => likeliest::likeliest(op, c)?,
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
         Op::Matmul(op) => matmul::matmul(op, c)?,
         Op::Norm(op) => norm::norm(op, c)?,
@@ -91,6 +93,7 @@ pub fn variants() -> Vec<Variant> {
     all.extend(landmark_attention::variants());
     all.extend(landmark_attention_any::variants());
     all.extend(landmark_attention_backward::variants());
+    all.extend(likeliest::variants());
     all.extend(matmul::variants());
     all.extend(matvec::variants());
     all.extend(memory::variants());

@@ -8,6 +8,7 @@ mod cross_entropy;
 mod elementwise;
 mod embed;
 mod landmark_attention;
+mod likeliest;
 mod matmul;
 mod memory;
 mod norm;
@@ -36,6 +37,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<()> {
         Op::Gelu(op) => elementwise::gelu(op, c),
         Op::LandmarkAttention(op) => landmark_attention::landmark_attention(op, c),
         Op::LandmarkScores(op) => memory::landmark_scores(op, c),
+        Op::Likeliest(op) => likeliest::likeliest(op, c),
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c),
         Op::Matmul(op) => matmul::matmul(op, c),
         Op::Norm(op) => norm::norm(op, c),
