@@ -269,6 +269,9 @@ fn ask_on<B: Backend>(
     let (mut found, Times { written, .. }) =
         answer::answer(&mut generator, &[&prompt], &end, opened.tokenizer.as_ref(), &args.answer, report)?;
     let continuation = found.remove(0);
+    if args.answer.no_stream {
+        report.print(&continuation.text)?;
+    }
     if lookups {
         let all = [&text[..], &question].concat();
         let shape = (config.layers, config.heads);
