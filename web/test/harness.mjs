@@ -15,9 +15,6 @@ export const dist = join(here, "..", "dist");
 export const screenshots = process.env.LANDMARK_SCREENSHOTS ?? join(here, "..", "..", "target", "web-screenshots");
 mkdirSync(screenshots, { recursive: true });
 
-/** A model that was not trained finds nothing; with LANDMARK_STANDIN=1 answers are not looked at. */
-export const isStandIn = process.env.LANDMARK_STANDIN === "1";
-
 const TYPES = {
   ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".json": "application/json",
   ".wasm": "application/wasm", ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8",

@@ -53,7 +53,7 @@ impl Adapted {
             help: "give --model the model that the adapter was trained on".to_owned(),
         };
         let lora = lora(&adapter).map_err(|error| refuse(error.to_string()))?;
-        let made = if path.join(CONFIG).is_file() { read_config(path)?.1 } else { config.clone() };
+        let made = if path.join(CONFIG).is_file() { read_config(&path.into())?.1 } else { config.clone() };
         let rows = match TABLES.into_iter().find(|name| adapter.contains(name)) {
             Some(name) => adapter.get(name)?.shape().first().copied().unwrap_or(0),
             None => made.vocab_size,

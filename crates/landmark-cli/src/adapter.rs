@@ -48,7 +48,7 @@ impl Merge {
         }
         let adapter = Adapter::open(folder)?;
         let (fields, mut config) = if folder.join(CONFIG).is_file() {
-            read_config(folder)?
+            read_config(&folder.into())?
         } else {
             (base.fields().clone(), base.config().clone())
         };

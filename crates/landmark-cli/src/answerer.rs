@@ -14,10 +14,13 @@ use landmark_model::sample::Sampling;
 use landmark_probe::{Answer, Answerer, Failure};
 use pollster::block_on;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::args::memory::MemoryArgs;
 use crate::args::passkey::ProbeArgs;
+use crate::checkpoint::hex;
 use crate::device::Device;
+use crate::embedded;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Memory, Opened};
@@ -66,7 +69,7 @@ pub struct Asked {
 /// # Errors
 /// If it cannot be read.
 pub fn open(args: &ProbeArgs) -> Result<Asked> {
-    let path = args.model.path()?;
+    let path = args.model.path();
     let device = args.device.device.select()?;
     let opened = Opened::open(&args.model, device)?;
     let tokenizer = opened.tokenizer()?.info().clone();
@@ -83,6 +86,11 @@ pub fn open(args: &ProbeArgs) -> Result<Asked> {
 
 /// Which file, and whether it is still the one that it was.
 fn identity(path: &Path) -> Result<Value> {
+    if let Some(model) = embedded::named(path)? {
+        let mut hash = Sha256::new();
+        model.files.iter().for_each(|(_, bytes)| hash.update(bytes));
+        return Ok(json!({ "path": model.name, "sha256": hex(hash) }));
+    }
     let found = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
     let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

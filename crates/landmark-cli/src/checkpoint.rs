@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `*.safetensors` | its metadata key `args`; without it, `summary.json` beside it | under the released names; `optimizer.*` is passed over |
 //! | `*.pt` | `summary.json` beside it | the dictionary `model` in it |
-//! | a folder with `config.json`, or `hf://owner/name` | that file | one file or several, see [`landmark_formats::huggingface`] |
+//! | a folder with `config.json`, `hf://owner/name`, or `builtin://passkey` | that file | one file or several, see [`landmark_formats::huggingface`] |
 //!
 //! Any other folder stands for the newest checkpoint in it: `ckpt.safetensors` or `ckpt.pt`, which finished runs have, else
 //! the `ckpt_N` of the highest `N`.
@@ -63,18 +63,18 @@ pub enum AttentionBias {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint file, a folder in Hugging Face's layout, a model of the hub by its name, or the newest
-    /// checkpoint of another folder.
+    /// Opens a checkpoint file, a folder in Hugging Face's layout, a model of the hub or of the program by its
+    /// name, or the newest checkpoint of another folder.
     /// Weights are not read yet.
     ///
     /// # Errors
     /// If there is none, it is damaged, or its settings cannot be found or understood.
     pub fn open(checkpoint: &Path) -> Result<Checkpoint> {
-        let checkpoint = &*hub::resolve(checkpoint)?;
-        if ModelFolder::is_one(checkpoint) {
-            return Ok(Checkpoint::in_hugging_face_layout(ModelFolder::open(checkpoint)?));
+        let folder = hub::folder(checkpoint)?;
+        if ModelFolder::is_one(&folder) {
+            return Ok(Checkpoint::in_hugging_face_layout(ModelFolder::open(folder)?));
         }
-        let path = locate(checkpoint)?;
+        let path = locate(folder.path())?;
         if is_torch(&path) {
             let file = TorchFile::open(&path)?;
             let weights = file.state_dict(&["model"])?.into_iter();

@@ -19,8 +19,10 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use landmark_formats::folder::Folder;
 use landmark_formats::huggingface::{CONFIG, WEIGHTS, WeightFolder, index, read_bounded};
 
+use crate::embedded;
 use crate::error::{Error, Result};
 
 /// What a name begins with where it could be a path as well.
@@ -82,11 +84,29 @@ impl fmt::Display for Name {
     }
 }
 
-/// The path that a model's path or name stands for: itself, or a folder of the cache, filled if need be.
+/// The folder that a model's path or name stands for: on the disk as [`resolve`] finds it, or in the program.
 ///
 /// # Errors
 /// If the name is none, or the model is not in the cache and cannot be fetched.
+pub fn folder(given: &Path) -> Result<Folder> {
+    match embedded::named(given)? {
+        Some(model) => Ok(Folder::Embedded(model)),
+        None => Ok(Folder::from(&*resolve(given)?)),
+    }
+}
+
+/// The path that a model's path or name stands for: itself, or a folder of the cache, filled if need be.
+///
+/// # Errors
+/// If the name is none, the model is not in the cache and cannot be fetched, or it is in the program and has no path.
 pub fn resolve(given: &Path) -> Result<Cow<'_, Path>> {
+    if let Some(model) = embedded::named(given)? {
+        return Err(Error::Input {
+            path: given.to_owned(),
+            reason: "is a part of the program, and a folder is needed here".to_owned(),
+            help: format!("landmark convert {} FOLDER writes it into one", model.name),
+        });
+    }
     let Some(text) = given.to_str() else { return Ok(Cow::Borrowed(given)) };
     let name = match text.strip_prefix(SCHEME) {
         Some(rest) => Name::parse(rest).ok_or_else(|| Error::Input {

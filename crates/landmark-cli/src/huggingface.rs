@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use landmark_data::Tokenizer;
-use landmark_formats::huggingface::{CONFIG, WeightFolder, read_bounded};
+use landmark_formats::folder::Folder;
+use landmark_formats::huggingface::{CONFIG, WeightFolder};
 use landmark_model::config::{Attention, ModelConfig};
 use landmark_model::huggingface::{self, Fields, LARGEST_CONFIG};
 use landmark_model::preset::Preset;
@@ -18,7 +19,7 @@ use crate::settings::Settings;
 /// A folder in Hugging Face's layout, its weights mapped and not yet read.
 #[derive(Debug)]
 pub struct ModelFolder {
-    path: PathBuf,
+    files: Folder,
     fields: Fields,
     config: ModelConfig,
     weights: WeightFolder,
@@ -26,23 +27,28 @@ pub struct ModelFolder {
 
 impl ModelFolder {
     /// Whether a folder looks like one: it has a `config.json`.
-    pub fn is_one(path: &Path) -> bool {
-        path.join(CONFIG).is_file()
+    pub fn is_one(files: &Folder) -> bool {
+        files.has(CONFIG)
     }
 
     /// Opens a folder.
     ///
     /// # Errors
     /// If its configuration describes no model, or its weights are incomplete or damaged.
-    pub fn open(path: &Path) -> Result<ModelFolder> {
-        let (fields, config) = read_config(path)?;
-        let weights = WeightFolder::open(path)?;
-        Ok(ModelFolder { path: path.to_owned(), fields, config, weights })
+    pub fn open(files: Folder) -> Result<ModelFolder> {
+        let (fields, config) = read_config(&files)?;
+        let weights = WeightFolder::open_in(&files)?;
+        Ok(ModelFolder { files, fields, config, weights })
     }
 
-    /// The folder.
+    /// The folder, or the name that stands for one.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.files.path()
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &Folder {
+        &self.files
     }
 
     /// All fields of `config.json`.
@@ -66,7 +72,7 @@ impl ModelFolder {
     /// If the preset's landmark is no token of the model.
     pub fn with_preset(self, preset: &Preset) -> Result<ModelFolder> {
         let config = preset.apply(self.config).map_err(|error| Error::Input {
-            path: self.path.join(CONFIG),
+            path: self.files.file(CONFIG),
             reason: format!("--preset {}: {error}", preset.name),
             help: "the preset is for the recovered weights; `landmark weight-diff recover` makes them"
                 .to_owned(),
@@ -96,7 +102,7 @@ impl ModelFolder {
     /// # Errors
     /// If it cannot be read, or has more tokens than the model.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let Some(tokenizer) = Tokenizer::from_folder(&self.path, None)? else { return Ok(None) };
+        let Some(tokenizer) = Tokenizer::from_files(&self.files, None)? else { return Ok(None) };
         if tokenizer.vocab_size() as usize > self.config.vocab_size {
             return Err(Error::Input {
                 path: PathBuf::from(&tokenizer.info().name),
@@ -146,15 +152,14 @@ impl ModelFolder {
 ///
 /// # Errors
 /// If there is none, or it describes no model.
-pub fn read_config(folder: &Path) -> Result<(Fields, ModelConfig)> {
-    let path = folder.join(CONFIG);
-    let bytes = read_bounded(&path, LARGEST_CONFIG as u64)?;
+pub fn read_config(folder: &Folder) -> Result<(Fields, ModelConfig)> {
+    let bytes = folder.read(CONFIG, LARGEST_CONFIG as u64)?;
     let parsed = huggingface::parse(&bytes).and_then(|fields| {
         let config = huggingface::config(&fields)?;
         Ok((fields, config))
     });
     parsed.map_err(|error| Error::Input {
-        path,
+        path: folder.file(CONFIG),
         reason: error.to_string(),
         help: "it should be the config.json of a LLaMA, as `transformers` saves it".to_owned(),
     })

@@ -20,6 +20,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod commands;
 pub mod device;
+pub mod embedded;
 mod environment;
 pub mod error;
 pub mod evaluation;

@@ -64,8 +64,8 @@ impl Opened {
     /// # Errors
     /// If there is none, its files are damaged, or its tokenizer is another model's.
     pub fn open(args: &ModelArgs, device: Device) -> Result<Opened> {
-        adapted::refuse_as_model(args.path()?)?;
-        let mut checkpoint = Checkpoint::open(args.path()?)?;
+        adapted::refuse_as_model(args.path())?;
+        let mut checkpoint = Checkpoint::open(args.path())?;
         let preset = args.preset.as_deref().map(preset).transpose()?;
         if let Some(preset) = &preset {
             checkpoint = checkpoint.with_preset(preset)?;

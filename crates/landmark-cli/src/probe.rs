@@ -3,13 +3,13 @@
 //!
 //! | flags | prompts come from | answers come from |
 //! |---|---|---|
-//! | `--model` | the suite | the model |
-//! | `--model --prompts` | a file | the model |
+//! | none, or `--model` | the suite | the model |
+//! | `--prompts`, with or without `--model` | a file | the model |
 //! | `--prompts --answers` | a file | a file |
 //! | `--dump-prompts` | the suite | nobody: the prompts are written |
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landmark_formats::atomic::write_atomic;
 use landmark_probe::case::Suite;
@@ -36,6 +36,8 @@ pub struct Plan<'a> {
     pub suite: &'a dyn Suite,
     /// What has to agree for answers of an earlier run to count, beside the model.
     pub settings: Value,
+    /// Where results go if `--output-dir` does not say it. Answers are not kept there, so that any run may follow any other.
+    pub results: Option<PathBuf>,
 }
 
 /// Follows the flags from prompts to results.
@@ -49,14 +51,24 @@ pub fn run(plan: &Plan<'_>, args: &ProbeArgs, report: &Report) -> Result<()> {
     }
     let file = args.prompts.as_deref().map(PromptFile::open).transpose()?;
     let plan = &match &file {
-        Some(file) => Plan { unit: file.unit(), suite: file, settings: json!({}), ..*plan },
-        None => Plan { settings: plan.settings.clone(), ..*plan },
+        Some(file) => Plan {
+            unit: file.unit(),
+            suite: file,
+            settings: json!({}),
+            results: plan.results.clone(),
+            ..*plan
+        },
+        None => Plan { settings: plan.settings.clone(), results: plan.results.clone(), ..*plan },
     };
     if let (Some(file), Some(answers)) = (&file, &args.answers) {
         let title = answers.display().to_string();
         return show(plan, &title, json!({ "answers": answers }), &file.score(answers)?, args, report);
     }
     let mut opened = answerer::open(args)?;
+    if let Some(folder) = folder(plan, args) {
+        // Before hours of work, not after.
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    }
     let mut settings = Map::new();
     settings.insert("probe".into(), plan.name.into());
     settings.insert("model".into(), opened.identity.clone());
@@ -92,7 +104,6 @@ fn answer(
     let mut journal = None;
     let mut known = Vec::new();
     if let Some(folder) = &args.output_dir {
-        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let (opened, records) = Journal::open(&folder.join("answers.jsonl"), settings)?;
         (journal, known) = (Some(opened), records);
     }
@@ -119,6 +130,11 @@ fn answer(
     Ok(records)
 }
 
+/// Where results go, if anywhere.
+fn folder<'a>(plan: &'a Plan<'_>, args: &'a ProbeArgs) -> Option<&'a Path> {
+    args.output_dir.as_deref().or(plan.results.as_deref())
+}
+
 /// Shows results, and writes them where that was asked for.
 fn show(
     plan: &Plan<'_>,
@@ -131,7 +147,7 @@ fn show(
     let summary = Summary::new(plan.name, plan.unit, records);
     let mut json = serde_json::to_value(&summary).unwrap_or_default();
     json["settings"] = settings;
-    if let Some(folder) = &args.output_dir {
+    if let Some(folder) = folder(plan, args) {
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let write = |name: &str, text: String| {
             let text = text.into_bytes();

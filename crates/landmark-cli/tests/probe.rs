@@ -186,7 +186,6 @@ fn what_cannot_be_asked_is_refused() {
     let missing = folder.path().join("none");
     let model = fixture("gpt_landmark");
     refused(&["passkey", "--model", text(&missing)], 1, &["none"]);
-    refused(&["passkey"], 2, &["--model"]);
     refused(&["passkey", "--model", text(&model), "--depths", "2"], 2, &["--depths", "2"]);
     refused(&["passkey", "--model", text(&model), "--lengths", "99"], 1, &["--tokenizer", "gpt2"]);
     let tokenizer = tokenizer(folder.path());

@@ -11,8 +11,10 @@
 //! Tokens are added to the JSON of a tokenizer, before the `tokenizers` crate sees it, so that what is read, what is
 //! written and what others read are one thing.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use landmark_formats::folder::Folder;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -34,14 +36,22 @@ const SPECIAL_FIELDS: [&str; 7] =
 /// Files of a folder that make a tokenizer, in the order in which they are looked for.
 pub const TOKENIZER_FILES: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 
-/// A small JSON file beside a tokenizer; an empty object if there is none.
-fn beside(folder: &Path, name: &str) -> Result<Map<String, Value>> {
-    let path = folder.join(name);
-    if !path.is_file() {
-        return Ok(Map::new());
+/// The bytes of a file of a tokenizer, if there is one of this name.
+fn bytes(folder: &Folder, name: &str) -> Result<Option<Cow<'static, [u8]>>> {
+    match folder {
+        Folder::Disk(path) => {
+            let path = path.join(name);
+            Ok(if path.is_file() { Some(read_file(&path)?.into()) } else { None })
+        }
+        Folder::Embedded(embedded) => Ok(embedded.file(name).map(Cow::Borrowed)),
     }
-    serde_json::from_slice(&read_file(&path)?).map_err(|error| Error::Tokenizer {
-        name: path.display().to_string(),
+}
+
+/// A small JSON file beside a tokenizer; an empty object if there is none.
+fn beside(folder: &Folder, name: &str) -> Result<Map<String, Value>> {
+    let Some(bytes) = bytes(folder, name)? else { return Ok(Map::new()) };
+    serde_json::from_slice(&bytes).map_err(|error| Error::Tokenizer {
+        name: folder.file(name).display().to_string(),
         message: format!("is not a JSON object ({error}); fetch it again"),
     })
 }
@@ -58,14 +68,11 @@ struct Files {
 }
 
 impl Files {
-    fn read(folder: &Path) -> Result<Option<Files>> {
-        let Some(path) = TOKENIZER_FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file())
-        else {
-            return Ok(None);
-        };
-        let name = path.display().to_string();
-        let bytes = read_file(&path)?;
-        let is_model = path.ends_with("tokenizer.model");
+    fn read(folder: &Folder) -> Result<Option<Files>> {
+        let Some(file) = TOKENIZER_FILES.into_iter().find(|name| folder.has(name)) else { return Ok(None) };
+        let Some(bytes) = bytes(folder, file)? else { return Ok(None) };
+        let name = folder.file(file).display().to_string();
+        let is_model = file == "tokenizer.model";
         let json = if is_model {
             sentencepiece::to_tokenizer_json(&bytes)
         } else {
@@ -192,6 +199,14 @@ impl Tokenizer {
     /// # Errors
     /// If a file cannot be read, or they contradict each other.
     pub fn from_folder(folder: &Path, eot: Option<&str>) -> Result<Option<Self>> {
+        Self::from_files(&Folder::from(folder), eot)
+    }
+
+    /// The same, of a folder that may be a part of the program.
+    ///
+    /// # Errors
+    /// As [`from_folder`](Self::from_folder).
+    pub fn from_files(folder: &Folder, eot: Option<&str>) -> Result<Option<Self>> {
         Files::read(folder)?.map(|files| files.tokenizer(eot)).transpose()
     }
 }
@@ -214,7 +229,7 @@ pub struct GrownTokenizer {
 /// # Errors
 /// If the tokenizer cannot be read.
 pub fn grow(folder: &Path, tokens: &[&str]) -> Result<Option<GrownTokenizer>> {
-    let Some(mut files) = Files::read(folder)? else { return Ok(None) };
+    let Some(mut files) = Files::read(&Folder::from(folder))? else { return Ok(None) };
     let mut next = files.tokenizer(None)?.vocab_size();
     let mut ids = Vec::new();
     for &token in tokens {

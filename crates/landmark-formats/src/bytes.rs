@@ -1,4 +1,4 @@
-//! The bytes of a file: memory-mapped where there are files, owned where there are not.
+//! The bytes of a file: memory-mapped where there are files, owned where there are not, and those that the program brings along.
 //!
 //! Mapping is what lets a 13 GB checkpoint be opened in a millisecond and read tensor by tensor. Reading the
 //! whole file into memory instead was rejected for that reason alone; it is what wasm does.
@@ -20,6 +20,7 @@ pub struct FileBytes {
 
 enum Backing {
     Owned(Vec<u8>),
+    Static(&'static [u8]),
     #[cfg(not(target_family = "wasm"))]
     Mapped(memmap2::Mmap),
 }
@@ -28,6 +29,11 @@ impl FileBytes {
     /// Bytes that are in memory already; `label` stands for the path in errors.
     pub fn from_vec(label: impl Into<String>, bytes: Vec<u8>) -> Self {
         FileBytes { label: label.into(), backing: Backing::Owned(bytes) }
+    }
+
+    /// Bytes that are a part of the program.
+    pub fn from_static(label: impl Into<String>, bytes: &'static [u8]) -> Self {
+        FileBytes { label: label.into(), backing: Backing::Static(bytes) }
     }
 
     /// Maps the file at `path`.
@@ -55,6 +61,7 @@ impl FileBytes {
     pub fn as_slice(&self) -> &[u8] {
         match &self.backing {
             Backing::Owned(bytes) => bytes,
+            Backing::Static(bytes) => bytes,
             #[cfg(not(target_family = "wasm"))]
             Backing::Mapped(map) => map,
         }

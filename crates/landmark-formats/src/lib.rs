@@ -6,6 +6,7 @@
 //! | [`quantized`] | ... and how they hold matrices in blocks of 8 or 4 bits |
 //! | [`peft`] | low-rank adapters as Hugging Face's PEFT stores them |
 //! | [`torch`] | PyTorch checkpoints: `ckpt.pt` of the released program, `pytorch_model-*.bin` shards |
+//! | [`folder`] | where a model's files lie: on the disk, or in the program |
 //! | [`huggingface`] | folders in Hugging Face's layout: one file of weights or several with their index |
 //! | [`events`] | TensorBoard event files |
 //! | [`jsonl`] | metrics, one JSON object a line |
@@ -35,6 +36,8 @@ pub mod atomic;
 pub mod curve;
 #[cfg(not(target_family = "wasm"))]
 pub mod events;
+#[cfg(not(target_family = "wasm"))]
+pub mod folder;
 #[cfg(not(target_family = "wasm"))]
 pub mod huggingface;
 #[cfg(not(target_family = "wasm"))]

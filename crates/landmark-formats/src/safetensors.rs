@@ -62,7 +62,11 @@ impl SafetensorsFile {
         Self::parse(FileBytes::from_vec(label, bytes))
     }
 
-    fn parse(bytes: FileBytes) -> Result<Self> {
+    /// Checks a file, wherever its bytes are.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], as [`SafetensorsFile::open`].
+    pub fn parse(bytes: FileBytes) -> Result<Self> {
         let file = bytes.as_slice();
         let damaged = |reason: String| damaged(bytes.label(), reason);
         let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {

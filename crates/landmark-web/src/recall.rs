@@ -4,8 +4,10 @@
 //! `landmark ask` does it. So an answer is the one that text and question together would have got from the command line,
 //! token for token, and another question costs no second reading: the memory goes back to where the chunks ended.
 //!
-//! The same question *without* a memory goes to an engine of its own, which sees the last tokens of the trained context and
-//! nothing else.
+//! The same question *without* the memory of the text goes to an engine of its own, which sees the last tokens of the trained
+//! context and nothing else. It reads them as the model was trained to, with landmarks, into a memory as long as that context:
+//! what a short text says is found, what stands before the window is not. Rejected: the window without landmarks, which a model
+//! trained with them has never seen, so that it fails for another reason than the one that is to be shown.
 
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
@@ -49,6 +51,11 @@ fn engine<B: Backend + 'static>(backend: B, files: &ModelFiles, room: Room) -> R
     Ok(engine)
 }
 
+/// Blocks of a memory for a text of `tokens`, a question and an answer.
+fn blocks(files: &ModelFiles, tokens: usize) -> usize {
+    (tokens + LONGEST_QUESTION + LONGEST_ANSWER) / files.freq + 2
+}
+
 /// An answer under way.
 struct Answer<B: Backend + 'static> {
     generator: Generator<'static, B>,
@@ -56,6 +63,21 @@ struct Answer<B: Backend + 'static> {
 }
 
 impl<B: Backend + 'static> Answer<B> {
+    /// None yet, from a memory of so many blocks. Gives the settings of the memory as well.
+    fn new(
+        backend: B,
+        files: &ModelFiles,
+        blocks: usize,
+        compute: DType,
+        lookups: bool,
+    ) -> Result<(Answer<B>, Settings, usize)> {
+        let (settings, top_k) = settings(files, lookups);
+        let cache = CacheShape::Mem { blocks, block: files.block(), top_k };
+        let room = Room { compute, ..settings.room(&files.config, cache, 1) };
+        let generator = Generator::owning(engine(backend, files, room)?, settings.clone())?;
+        Ok((Answer { generator, tokens: Vec::new() }, settings, top_k))
+    }
+
     /// The answer with one more token, or none at its end. Characters that are not whole yet are left out.
     async fn next(&mut self, files: &ModelFiles) -> Result<Option<String>> {
         let token = self.generator.next().await?[0];
@@ -89,23 +111,14 @@ impl<B: Backend + 'static> Recall<B> {
     /// # Errors
     /// Too little memory, weights that are missing or of another model.
     pub fn new(backend: B, files: &ModelFiles, tokens: usize, compute: DType) -> Result<Recall<B>> {
-        let (settings, top_k) = settings(files, true);
-        let chunk = settings.chunk;
-        let blocks = Self::blocks(files, tokens);
-        let cache = CacheShape::Mem { blocks, block: files.block(), top_k };
-        let room = Room { compute, ..settings.room(&files.config, cache, 1) };
-        let generator = Generator::owning(engine(backend, files, room)?, settings)?;
-        let answer = Answer { generator, tokens: Vec::new() };
+        let blocks = blocks(files, tokens);
+        let (answer, Settings { chunk, .. }, top_k) = Answer::new(backend, files, blocks, compute, true)?;
         Ok(Recall { answer, blocks, top_k, chunk, read: 0, positions: 0 })
-    }
-
-    fn blocks(files: &ModelFiles, tokens: usize) -> usize {
-        (tokens + LONGEST_QUESTION + LONGEST_ANSWER) / files.freq + 2
     }
 
     /// Whether it can be used again for a text of `tokens`: it has room, and not far too much.
     pub fn fits(&self, files: &ModelFiles, tokens: usize) -> bool {
-        let blocks = Self::blocks(files, tokens);
+        let blocks = blocks(files, tokens);
         (blocks..=blocks.saturating_mul(2)).contains(&self.blocks)
     }
 
@@ -199,10 +212,11 @@ fn check(tokens: &[u32], before: usize) -> Result<()> {
     }
 }
 
-/// The model without a memory.
+/// The model without a memory of the text: it sees one window.
 pub struct Alone<B: Backend + 'static> {
     answer: Answer<B>,
-    context: usize,
+    /// Ordinary tokens of the window.
+    window: usize,
 }
 
 impl<B: Backend + 'static> Alone<B> {
@@ -211,10 +225,9 @@ impl<B: Backend + 'static> Alone<B> {
     /// # Errors
     /// As [`Recall::new`].
     pub fn new(backend: B, files: &ModelFiles, compute: DType) -> Result<Alone<B>> {
-        let (settings, _) = settings(files, false);
-        let room = Room { compute, ..settings.room(&files.config, CacheShape::None, 1) };
-        let generator = Generator::owning(engine(backend, files, room)?, settings)?;
-        Ok(Alone { answer: Answer { generator, tokens: Vec::new() }, context: files.config.context })
+        let window = files.config.context;
+        let (answer, ..) = Answer::new(backend, files, blocks(files, window), compute, false)?;
+        Ok(Alone { answer, window })
     }
 
     /// Its generator, to look inside.
@@ -222,14 +235,14 @@ impl<B: Backend + 'static> Alone<B> {
         &mut self.answer.generator
     }
 
-    /// Reads as much of the text's end, with the question behind it, as the context holds. Gives the number of tokens.
+    /// Reads as much of the text's end, with the question behind it, as the window holds. Gives the number of tokens.
     ///
     /// # Errors
     /// As [`Recall::ask`].
     pub async fn ask(&mut self, files: &ModelFiles, text: &Text, question: &str) -> Result<usize> {
         let tokens = text.followed_by(files, question, 0)?;
         check(&tokens, text.tokens().len())?;
-        let seen = &tokens[tokens.len().saturating_sub(self.context)..];
+        let seen = &tokens[tokens.len().saturating_sub(self.window)..];
         self.answer.tokens.clear();
         self.answer.generator.rewind(0);
         self.answer.generator.read(&[seen], |_| ()).await?;

@@ -65,15 +65,18 @@ fn settings(config: &landmark_model::config::ModelConfig, lookups: bool) -> (Set
 }
 
 /// The answer that a prompt gets when it is read whole.
-fn expected(files: &ModelFiles, prompt: &str, cache: Option<CacheShape>, count: usize) -> String {
+fn expected(files: &ModelFiles, prompt: &str, count: usize) -> String {
+    expected_of(files, &files.tokenizer.encode(prompt).unwrap(), count)
+}
+
+fn expected_of(files: &ModelFiles, tokens: &[u32], count: usize) -> String {
     let (settings, top_k) = settings(&files.config, false);
-    let tokens = files.tokenizer.encode(prompt).unwrap();
-    let cache = cache.unwrap_or(CacheShape::Mem { blocks: tokens.len() / 15 + 9, block: 16, top_k });
+    let cache = CacheShape::Mem { blocks: tokens.len() / 15 + 9, block: 16, top_k };
     let room = Room { compute: DType::F32, ..settings.room(&files.config, cache, 1) };
     let mut engine = Engine::new(Cpu::<f32>::new(), files.config.clone(), room).unwrap();
     engine.load(|name| files.find(name)).unwrap();
     let mut generator = Generator::new(&mut engine, settings, 1).unwrap();
-    block_on(generator.read(&[&tokens], |_| ())).unwrap();
+    block_on(generator.read(&[tokens], |_| ())).unwrap();
     let answer: Vec<u32> = (0..count).map(|_| block_on(generator.next()).unwrap()[0].unwrap()).collect();
     files.tokenizer.decode(&answer)
 }
@@ -109,7 +112,7 @@ fn questions_get_the_answers_that_a_prompt_read_whole_gets() {
     let mut said = Vec::new();
     for question in [made.question.as_str(), "Who was it that", made.question.as_str()] {
         block_on(recall.ask(&files, &text, question)).unwrap();
-        let whole = expected(&files, &format!("{}{question}", made.text), None, 12);
+        let whole = expected(&files, &format!("{}{question}", made.text), 12);
         let found = answer(&mut recall, &files, 12);
         assert!(
             whole.starts_with(found.trim_end_matches('\u{FFFD}')) && found.len() > 3,
@@ -133,25 +136,38 @@ fn questions_get_the_answers_that_a_prompt_read_whole_gets() {
         block_on(recall.read(&other, 1)).unwrap();
     }
     block_on(recall.ask(&files, &other, "What?")).unwrap();
-    let whole = expected(&files, &format!("{}What?", "Nothing is hidden here. ".repeat(60)), None, 8);
+    let whole = expected(&files, &format!("{}What?", "Nothing is hidden here. ".repeat(60)), 8);
     assert!(whole.starts_with(answer(&mut recall, &files, 8).trim_end_matches('\u{FFFD}')));
 }
 
+/// Of a long text the model sees what one window holds; a text that fits is answered as with the memory.
 #[test]
 fn without_a_memory_the_end_of_the_text_is_all_there_is() {
     let files = files();
-    let made = hidden(&files, 600);
-    let text = Text::new(&files, made.text.clone(), 600).unwrap();
+    let window = files.config.context;
     let mut alone = Alone::new(Cpu::<f32>::new(), &files, DType::F32).unwrap();
-    for _ in 0..2 {
-        assert_eq!(block_on(alone.ask(&files, &text, &made.question)).unwrap(), files.config.context);
+    let mut said = |text: &Text, question: &str, seen: usize| {
+        assert_eq!(block_on(alone.ask(&files, text, question)).unwrap(), seen);
         let mut said = String::new();
         for _ in 0..6 {
             said = block_on(alone.next(&files)).unwrap().unwrap_or(said);
         }
-        let whole = expected(&files, &format!("{}{}", made.text, made.question), Some(CacheShape::None), 6);
-        assert!(whole.starts_with(said.trim_end_matches('\u{FFFD}')), "{said:?} {whole:?}");
-    }
+        said.trim_end_matches('\u{FFFD}').to_owned()
+    };
+    let made = hidden(&files, 600);
+    let long = Text::new(&files, made.text.clone(), 600).unwrap();
+    let tokens = files.tokenizer.encode(&format!("{}{}", made.text, made.question)).unwrap();
+    let end = expected_of(&files, &tokens[tokens.len() - window..], 6);
+    let first = said(&long, &made.question, window);
+    assert!(end.starts_with(&first) && !first.is_empty(), "{first:?} {end:?}");
+
+    let (words, question) = ("Nothing is hidden here. ".repeat(6), "What?");
+    let short = Text::new(&files, words.clone(), 600).unwrap();
+    let whole = files.tokenizer.encode(&format!("{words}{question}")).unwrap();
+    assert!(whole.len() < window, "{}", whole.len());
+    let found = said(&short, question, whole.len());
+    assert!(expected_of(&files, &whole, 6).starts_with(&found) && !found.is_empty(), "{found:?}");
+    assert_eq!(said(&long, &made.question, window), first, "nothing is left of another text");
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub struct IndexArgs {
 
 The answer is what `landmark generate` gives for the text with the question behind it. Chunks, blocks retrieved and
 their choice are by default those with which the text was read.")]
+#[command(mut_arg("model", |arg| arg.help("The model [default: the one that read the text]").long_help(None)))]
 pub struct AskArgs {
     /// A memory that `landmark index` saved.
     #[arg(value_name = "MEMORY")]

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 
 use super::values::{Dtype, LmCache, Selection};
-use crate::error::{Error, Result};
+use crate::embedded;
 
 /// Which model.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ModelArgs {
-    /// A folder in Hugging Face's layout, a checkpoint, a folder of checkpoints, or hf://OWNER/NAME.
+    /// A folder in Hugging Face's layout, a checkpoint, a folder of checkpoints, or hf://OWNER/NAME [default: builtin://passkey, a
+    /// small model within the program that finds pass keys].
     #[arg(long, visible_alias = "checkpoint", value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// Adapters (LoRA) on the model: a folder in PEFT's layout.
@@ -28,14 +29,9 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The model's path.
-    ///
-    /// # Errors
-    /// If none was given.
-    pub fn path(&self) -> Result<&Path> {
-        let none =
-            || Error::flag("--model", "no model is given", "give a folder with config.json, or a checkpoint");
-        self.model.as_deref().ok_or_else(none)
+    /// The model's path, or the name of the built-in one.
+    pub fn path(&self) -> &Path {
+        self.model.as_deref().unwrap_or(Path::new(embedded::PASSKEY.name))
     }
 }
 

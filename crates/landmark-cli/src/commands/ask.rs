@@ -22,6 +22,7 @@ use crate::answer::{self, Continuation, Times};
 use crate::args::ask::{AskArgs, IndexArgs};
 use crate::args::memory::ModelArgs;
 use crate::args::values::Selection;
+use crate::embedded;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
 use crate::opened::{self, Opened};
@@ -135,6 +136,9 @@ fn page_type(compute: DType) -> PageType {
 }
 
 fn absolute(path: &Path) -> String {
+    if embedded::is_name(path) {
+        return path.display().to_string();
+    }
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
@@ -265,6 +269,9 @@ fn ask_on<B: Backend>(
     let (mut found, Times { written, .. }) =
         answer::answer(&mut generator, &[&prompt], &end, opened.tokenizer.as_ref(), &args.answer, report)?;
     let continuation = found.remove(0);
+    if args.answer.no_stream {
+        report.print(&continuation.text)?;
+    }
     if lookups {
         let all = [&text[..], &question].concat();
         let shape = (config.layers, config.heads);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use landmark_core::Layout;
 use landmark_formats::atomic::DirWriter;
+use landmark_formats::folder::Folder;
 use landmark_formats::huggingface::{ModelWriter, SHARD_BYTES};
 use landmark_formats::safetensors::{TensorSource, write_safetensors};
 use landmark_formats::tensor::{DType, TensorRef, float_bytes};
@@ -235,7 +236,7 @@ fn write_folder(
     })?;
     let writer = ModelWriter::create(&args.output)?;
     writer.write_weights(sources, args.max_shard_size.map_or(SHARD_BYTES, |size| size.as_u64()))?;
-    copy_companions(&writer, base.path(), merge.map(Merge::path))?;
+    copy_companions(&writer, base.files(), merge.map(Merge::path))?;
     let fields = match args.dtype {
         Some(of) => with_type(fields, of),
         None => fields,
@@ -244,16 +245,15 @@ fn write_folder(
 }
 
 /// Tokenizer and the like: those of the adapter if it brings a tokenizer, for then the vocabulary grew.
-pub(super) fn copy_companions(writer: &ModelWriter, base: &Path, adapter: Option<&Path>) -> Result<()> {
+pub(super) fn copy_companions(writer: &ModelWriter, base: &Folder, adapter: Option<&Path>) -> Result<()> {
     let has_tokenizer =
-        |folder: &&Path| ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).is_file());
-    let adapter = adapter.filter(has_tokenizer);
+        |folder: &Folder| ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.has(name));
+    let adapter = adapter.map(Folder::from).filter(has_tokenizer);
     for name in COMPANIONS {
         let of_tokenizer = name != "generation_config.json";
-        let folder = adapter.filter(|folder| of_tokenizer || folder.join(name).is_file()).unwrap_or(base);
-        let from = folder.join(name);
-        if from.is_file() {
-            writer.copy(&from, name)?;
+        let folder = adapter.as_ref().filter(|folder| of_tokenizer || folder.has(name)).unwrap_or(base);
+        if folder.has(name) {
+            writer.write(name, folder.open(name)?.as_slice())?;
         }
     }
     Ok(())

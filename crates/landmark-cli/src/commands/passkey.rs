@@ -1,7 +1,9 @@
 //! `landmark passkey`: flags to a suite of prompts. The rest is [`probe`].
 
+use std::path::PathBuf;
+
 use landmark_probe::filler::Filler;
-use landmark_probe::passkey::{Passkey, RELEASED_CHARACTERS, Unit};
+use landmark_probe::passkey::{Passkey, RELEASED_CHARACTERS, RELEASED_TESTS, Unit};
 use serde_json::json;
 
 use crate::args::passkey::{FillerName, PasskeyArgs};
@@ -9,29 +11,40 @@ use crate::error::Result;
 use crate::probe::{self, Plan};
 use crate::report::Report;
 
+/// Lengths that the built-in model is asked at: its trained context, and up to 64 times that.
+const LENGTHS: [usize; 4] = [512, 2048, 8192, 32_768];
+
+/// Depths that it is asked at, so that the picture has no holes.
+const DEPTHS: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
+
+/// Where its results go.
+const RESULTS: &str = "passkey-results";
+
 /// Resolves the flags. Reads nothing.
 ///
 /// # Errors
 /// Names the flag that cannot be followed.
 pub fn suite(args: &PasskeyArgs) -> Result<Passkey> {
+    let builtin = args.probe.asks_builtin();
     let (lengths, unit) = match (&args.lengths[..], &args.n_values[..]) {
+        ([], []) if builtin => (LENGTHS.to_vec(), Unit::Tokens),
         ([], []) => (RELEASED_CHARACTERS.to_vec(), Unit::Characters),
         ([], characters) => (characters.to_vec(), Unit::Characters),
         (tokens, _) => (tokens.to_vec(), Unit::Tokens),
     };
     let filler = match args.filler {
-        FillerName::Released => Filler::Released,
-        FillerName::Notes => Filler::Notes,
-        FillerName::Prose => Filler::Prose,
+        Some(FillerName::Released) => Filler::Released,
+        Some(FillerName::Notes) => Filler::Notes,
+        Some(FillerName::Prose) => Filler::Prose,
+        None if builtin => Filler::Prose,
+        None => Filler::Released,
     };
-    let suite = Passkey {
-        lengths,
-        unit,
-        depths: args.probe.depths.clone(),
-        tests: args.num_tests,
-        filler,
-        seed: args.probe.seed,
+    let (depths, tests) = match (&args.probe.depths[..], args.num_tests) {
+        ([], None) if builtin => (DEPTHS.to_vec(), 1),
+        (depths, None) if builtin => (depths.to_vec(), 1),
+        (depths, tests) => (depths.to_vec(), tests.unwrap_or(RELEASED_TESTS)),
     };
+    let suite = Passkey { lengths, unit, depths, tests, filler, seed: args.probe.seed };
     suite.validate()?;
     Ok(suite)
 }
@@ -43,7 +56,9 @@ pub fn suite(args: &PasskeyArgs) -> Result<Passkey> {
 pub fn run(args: &PasskeyArgs, report: &Report) -> Result<()> {
     let suite = suite(args)?;
     let settings = json!({ "seed": suite.seed, "unit": suite.unit, "filler": suite.filler });
-    probe::run(&Plan { name: "passkey", unit: suite.unit, suite: &suite, settings }, &args.probe, report)
+    let results = args.probe.asks_builtin().then(|| PathBuf::from(RESULTS));
+    let plan = Plan { name: "passkey", unit: suite.unit, suite: &suite, settings, results };
+    probe::run(&plan, &args.probe, report)
 }
 
 #[cfg(test)]
@@ -52,7 +67,11 @@ mod tests {
     use crate::args::{Command, parse};
 
     fn resolve(flags: &str) -> Result<Passkey> {
-        let line = format!("landmark passkey --model m {flags}");
+        resolve_line(&format!("--model m {flags}"))
+    }
+
+    fn resolve_line(flags: &str) -> Result<Passkey> {
+        let line = format!("landmark passkey {flags}");
         let Command::Passkey(args) = parse(line.split_whitespace())?.command else { panic!() };
         suite(&args)
     }
@@ -75,6 +94,24 @@ mod tests {
             let characters = resolve(&format!("{flag} 0,100")).unwrap();
             assert_eq!((characters.lengths, characters.unit), (vec![0, 100], Unit::Characters), "{flag}");
         }
+    }
+
+    #[test]
+    fn the_built_in_model_has_defaults_of_its_own() {
+        let asked = |flags: &str| {
+            let suite = resolve_line(flags).unwrap();
+            (suite.lengths, suite.unit, suite.depths, suite.tests, suite.filler)
+        };
+        let (lengths, depths, tokens) = (LENGTHS.to_vec(), DEPTHS.to_vec(), Unit::Tokens);
+        assert_eq!(asked(""), (lengths.clone(), tokens, depths.clone(), 1, Filler::Prose));
+        assert_eq!(asked("--lengths 512"), (vec![512], tokens, depths, 1, Filler::Prose));
+        assert_eq!(asked("--num-tests 3"), (lengths.clone(), tokens, vec![], 3, Filler::Prose));
+        assert_eq!(
+            asked("--depths 1 --filler notes"),
+            (lengths.clone(), tokens, vec![1.0], 1, Filler::Notes)
+        );
+        // Prompts for other programs are the released ones.
+        assert_eq!(resolve_line("--dump-prompts f").unwrap(), Passkey::released(2));
     }
 
     #[test]

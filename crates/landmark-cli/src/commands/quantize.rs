@@ -99,7 +99,7 @@ pub fn run(args: &QuantizeArgs, report: &Report) -> Result<()> {
     let bytes = sources.iter().map(TensorSource::byte_count).sum();
     let writer = ModelWriter::create(&args.output)?;
     writer.write_quantized(sources, bits)?;
-    copy_companions(&writer, folder.path(), None)?;
+    copy_companions(&writer, folder.files(), None)?;
     let number = bits.count();
     writer.finish(&huggingface::quantized(folder.fields().clone(), number))?;
     let relative_error = work.squares.relative_error();

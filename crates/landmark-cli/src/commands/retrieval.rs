@@ -75,7 +75,11 @@ pub fn run(args: &RetrievalArgs, report: &Report) -> Result<()> {
     let adjusted = [args.keys, args.values, args.queries, args.chains, args.hops];
     let settings =
         json!({ "seed": suite.seed, "keys, values, queries, chains, hops": adjusted, "alpha": args.alpha });
-    probe::run(&Plan { name: "retrieval", unit: Unit::Tokens, suite: &suite, settings }, &args.probe, report)
+    probe::run(
+        &Plan { name: "retrieval", unit: Unit::Tokens, suite: &suite, settings, results: None },
+        &args.probe,
+        report,
+    )
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ struct Side {
 impl Side {
     fn open(path: &Path) -> Result<Side> {
         let path = &*hub::resolve(path)?;
-        let (fields, config) = read_config(path)?;
+        let (fields, config) = read_config(&path.into())?;
         Ok(Side { fields, config, weights: WeightFolder::open(path)? })
     }
 

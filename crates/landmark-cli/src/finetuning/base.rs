@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use landmark_core::Backend;
 use landmark_data::Tokenizer;
 use landmark_data::tokenizer_folder::{self, GrownTokenizer, LANDMARK, PAD};
+use landmark_formats::folder::Folder;
 use landmark_model::config::{Attention, ModelConfig};
 use landmark_model::engine::{self, Engine};
 use landmark_model::huggingface::Fields;
@@ -60,14 +61,15 @@ impl Base {
     /// If it is not there, is no LLaMA, has no tokenizer, or has landmarks that do not fit the settings.
     pub fn open(settings: &FinetuneSettings) -> Result<Base> {
         let path = &*hub::resolve(Path::new(&settings.model))?;
-        if !ModelFolder::is_one(path) {
+        let folder = Folder::from(path);
+        if !ModelFolder::is_one(&folder) {
             return Err(Error::Input {
                 path: path.to_owned(),
                 reason: "is no folder of a model: it has no config.json".to_owned(),
                 help: "give --model-name-or-path a folder in Hugging Face's layout".to_owned(),
             });
         }
-        let folder = ModelFolder::open(path)?;
+        let folder = ModelFolder::open(folder)?;
         let vocabulary = vocabulary(path, folder.config())?;
         let mut warnings = Vec::new();
         let old = folder.config();

@@ -23,9 +23,10 @@ use std::path::{Path, PathBuf};
 use landmark_core::quantize::Bits;
 
 use crate::error::{short, some_names};
+use crate::folder::Folder;
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::{DType, TensorRef};
-use crate::torch::{TensorMeta, TorchFile};
+use crate::torch::{Checksums, TensorMeta, TorchFile};
 use crate::{Error, Result};
 
 pub use write::{ModelWriter, SHARD_BYTES};
@@ -70,35 +71,42 @@ impl WeightFolder {
     /// [`Error::Missing`] if there are none, or a file of the index or a tensor that it promises is not there;
     /// [`Error::Damaged`] if files contradict each other or are no checkpoints.
     pub fn open(folder: &Path) -> Result<Self> {
-        let Some((name, is_index)) = WEIGHTS.iter().find(|(name, _)| folder.join(name).is_file()) else {
+        WeightFolder::open_in(&Folder::from(folder))
+    }
+
+    /// The same, of a folder that may be a part of the program.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(folder: &Folder) -> Result<Self> {
+        let Some((name, is_index)) = WEIGHTS.iter().find(|(name, _)| folder.has(name)) else {
             let wanted: Vec<&str> = WEIGHTS.iter().map(|(name, _)| *name).collect();
             return Err(Error::Missing {
-                file: folder.display().to_string(),
+                file: folder.path().display().to_string(),
                 what: format!("weights ({})", wanted.join(", ")),
-                present: listing(folder)?,
+                present: some_names(folder.names()?.iter().map(String::as_str)),
             });
         };
-        let entry = folder.join(name);
+        let entry = folder.file(name);
         let mut weights =
             WeightFolder { entry, shards: Vec::new(), names: Vec::new(), places: HashMap::new() };
         if !is_index {
-            weights.add(&folder.join(name))?;
+            weights.add(folder, name)?;
             return Ok(weights);
         }
-        let bytes = read_bounded(&weights.entry, index::LARGEST)?;
+        let bytes = folder.read(name, index::LARGEST)?;
         let map = index::parse(&bytes).map_err(|reason| weights.damaged_index(reason))?;
         let files: BTreeSet<&String> = map.files.values().collect();
         for file in &files {
-            let path = folder.join(file);
-            if !path.is_file() {
-                let here = files.iter().filter(|file| folder.join(file).is_file()).count();
+            if !folder.has(file) {
+                let here = files.iter().filter(|file| folder.has(file)).count();
                 return Err(Error::Missing {
-                    file: folder.display().to_string(),
+                    file: folder.path().display().to_string(),
                     what: format!("file `{}`, which {name} names", short(file)),
                     present: format!("{here} of {} such files; fetch the others as well", files.len()),
                 });
             }
-            weights.add(&path)?;
+            weights.add(folder, file)?;
         }
         let order: Vec<&&String> = files.iter().collect();
         for (tensor, file) in &map.files {
@@ -115,15 +123,16 @@ impl WeightFolder {
     }
 
     /// Adds a file and its tensors.
-    fn add(&mut self, path: &Path) -> Result<()> {
+    fn add(&mut self, folder: &Folder, name: &str) -> Result<()> {
+        let path = folder.file(name);
         let is_torch = path.extension().is_some_and(|extension| extension != "safetensors");
         let (shard, names) = if is_torch {
-            let file = TorchFile::open(path)?;
+            let file = TorchFile::parse(folder.open(name)?, Checksums::Verify)?;
             let tensors = file.state_dict(&[])?;
             let names = tensors.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
             (Shard::Torch(file, tensors.into_iter().collect()), names)
         } else {
-            let file = SafetensorsFile::open(path)?;
+            let file = SafetensorsFile::parse(folder.open(name)?)?;
             let names = file.names().map(str::to_owned).collect();
             (Shard::Safetensors(file), names)
         };
@@ -250,15 +259,6 @@ pub fn read_bounded(path: &Path, largest: u64) -> Result<Vec<u8>> {
         return Err(Error::Unsupported { file: path.display().to_string(), reason });
     }
     Ok(bytes)
-}
-
-/// Some of what lies in a folder, for messages.
-fn listing(folder: &Path) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, "list", e))?;
-    let mut names: Vec<String> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    Ok(some_names(names.iter().map(String::as_str)))
 }
 
 #[cfg(test)]

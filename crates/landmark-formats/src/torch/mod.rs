@@ -163,7 +163,11 @@ impl TorchFile {
         Self::parse(FileBytes::from_vec(label, bytes), checksums)
     }
 
-    fn parse(bytes: FileBytes, checksums: Checksums) -> Result<Self> {
+    /// Reads a checkpoint, wherever its bytes are.
+    ///
+    /// # Errors
+    /// As [`TorchFile::open`].
+    pub fn parse(bytes: FileBytes, checksums: Checksums) -> Result<Self> {
         let archive = Archive::parse(&bytes)?;
         let Some(pickle) = archive.find("data.pkl") else {
             return Err(Error::Unsupported {

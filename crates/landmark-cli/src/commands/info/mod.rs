@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::args::info::InfoArgs;
 use crate::checkpoint::Checkpoint;
+use crate::embedded;
 use crate::error::{Error, Result};
 use crate::hub::{self, COMPANIONS};
 use crate::huggingface::ModelFolder;
@@ -36,6 +37,9 @@ pub fn run(args: &InfoArgs, report: &Report) -> Result<()> {
 /// A folder with a `dataset.json` is a data set, any other a checkpoint's; a `.bin` is a stream unless it is a zip
 /// file, as PyTorch's are; a saved memory is known by its first bytes.
 fn described(path: &Path, report: &Report) -> Result<()> {
+    if embedded::is_name(path) {
+        return checkpoint(path, report);
+    }
     let path = &*hub::resolve(path)?;
     let kind = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
     if kind.is_dir()
@@ -69,9 +73,13 @@ fn model(folder: &ModelFolder, report: &Report) -> Result<()> {
         *types.entry(weights.dtype(name)?.name()).or_default() += 1;
     }
     let parameters: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    let files = weights.files().map(file_size).collect::<Result<Vec<_>>>()?;
-    let companions: Vec<&str> =
-        COMPANIONS.into_iter().filter(|name| folder.path().join(name).is_file()).collect();
+    let files = weights.files().map(|file| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = folder.files().open(&name)?.as_slice().len() as u64;
+        Ok((name, bytes))
+    });
+    let files = files.collect::<Result<Vec<_>>>()?;
+    let companions: Vec<&str> = COMPANIONS.into_iter().filter(|name| folder.files().has(name)).collect();
     let tokenizer = folder.tokenizer()?;
     let landmark = (config.attention == Attention::Landmark).then(|| {
         json!({
