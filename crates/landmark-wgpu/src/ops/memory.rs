@@ -1,17 +1,14 @@
-//! The landmark memory: append, score, select, attend.
+//! The landmark memory: append, score, select. What is retrieved is attended to in `retrieval.rs`.
 
-use super::landmark_attention::divide;
+use super::MEMORY;
 use super::rope::head_alignment;
-use super::{MEMORY, SOFTMAX};
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, WORKGROUP, alignment};
-use landmark_core::ops::{
-    AppendKv, LandmarkScores, MemoryShape, Origin, RetrievalAttention, RopeStyle, SelectBlocks, Selection,
-};
-use landmark_core::{DType, Result, Tensor};
+use landmark_core::ops::{AppendKv, LandmarkScores, MemoryShape, SelectBlocks, Selection};
+use landmark_core::{DType, Result};
 
 /// Extents of a memory, for `memory.wgsl`.
-fn describe(k: &mut Kernel, memory: &MemoryShape) {
+pub(super) fn describe(k: &mut Kernel, memory: &MemoryShape) {
     k.param("blocks", memory.blocks);
     k.param("block", memory.block);
     k.param("top_k", memory.top_k);
@@ -162,97 +159,4 @@ fn maximise(op: &SelectBlocks, c: &mut Compiler<'_>, choices: usize) -> Result<R
     k.raw("best", "f32", Entry::Write, best.clone());
     c.dispatch(k, (choices * blocks).div_ceil(WORKGROUP))?;
     Ok(best)
-}
-
-/// The table of angles of the positions `0 .. positions`, filled by the first op of a program that wants it.
-fn angles(
-    c: &mut Compiler<'_>,
-    frequencies: Tensor,
-    style: RopeStyle,
-    head_dim: usize,
-    positions: usize,
-) -> Result<Resource> {
-    let numel = positions * head_dim.div_ceil(8);
-    let name = format!("angles of {} to {positions}", frequencies.index());
-    let (table, is_new) = c.table(name, 32 * numel as u64);
-    if is_new {
-        let mut k = Kernel::new("angles", include_str!("../shaders/angles.wgsl"));
-        k.constant("WORKGROUP", 64);
-        k.rotary(style, head_dim);
-        c.uniform(&mut k, "frequencies", frequencies)?;
-        k.raw("angles", "vec4<f32>", Entry::Write, table.clone());
-        k.param("positions", positions);
-        c.dispatch(k, numel.div_ceil(64))?;
-    }
-    Ok(table)
-}
-
-pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<()> {
-    let table = angles(c, op.frequencies, op.style, op.memory.head_dim, op.memory.block)?;
-    for (keys, values) in c.rings(op.keys, op.values)? {
-        // With everything bound at once there would be nine storage buffers, one more than WebGPU promises.
-        attend(op, c, table.clone(), [&keys, &values], false)?;
-        if op.shares.is_some() {
-            attend(op, c, table.clone(), [&keys, &values], true)?;
-        }
-    }
-    Ok(())
-}
-
-/// The attention's result, or the shares of its blocks, of the heads whose keys lie in a piece of the rings.
-fn attend(
-    op: &RetrievalAttention,
-    c: &mut Compiler<'_>,
-    table: Resource,
-    rings: [&Part; 2],
-    is_shares: bool,
-) -> Result<()> {
-    let (memory, heads) = (&op.memory, &op.heads);
-    let held = rings[0].rows.min(heads.kv_heads);
-    let head_dim = heads.head_dim;
-    let mut k = Kernel::new("retrieval_attention", include_str!("../shaders/retrieval_attention.wgsl"));
-    divide(&mut k, c, head_dim)?;
-    k.rotary(op.style, head_dim);
-    k.constant("TOP_K", memory.top_k.max(1));
-    k.flag("MISS", op.miss);
-    k.flag("RETRIEVES", op.chosen.is_some());
-    k.flag("BLOCKS_SEEN", memory.origin == Origin::BlocksSeen);
-    k.include(SOFTMAX);
-    for (name, cols) in [("q", op.q), ("k", op.k)] {
-        let alignment = head_alignment(op.style, head_dim, &[cols.start, c.cols(cols.tensor)]);
-        c.read(&mut k, name, cols.tensor, alignment)?;
-        k.pairs(name);
-    }
-    c.ring(&mut k, "keys", op.keys, head_alignment(op.style, head_dim, &[]), Entry::Read, rings[0])?;
-    k.pairs("keys");
-    c.read_if(&mut k, "chosen", op.chosen, 1)?;
-    k.raw("angles", "vec4<f32>", Entry::Read, table);
-    c.uniform(&mut k, "lengths", op.lengths)?;
-    c.uniform(&mut k, "frequencies", op.frequencies)?;
-    let wanted = |tensor| (!is_shares).then_some(tensor);
-    let v = alignment(&[head_dim, op.v.start, c.cols(op.v.tensor)]);
-    c.read_if(&mut k, "v", wanted(op.v.tensor), v)?;
-    if is_shares {
-        k.absent("values");
-    } else {
-        c.ring(&mut k, "values", op.values, alignment(&[head_dim]), Entry::Read, rings[1])?;
-    }
-    c.write_if(&mut k, "out", wanted(op.out), alignment(&[head_dim]))?;
-    c.write_if(&mut k, "shares", op.shares.filter(|_| is_shares), 1)?;
-    describe(&mut k, memory);
-    k.param("batch", heads.batch);
-    k.param("rows", heads.queries);
-    k.param("heads", heads.heads);
-    k.param("first_head", rings[0].first);
-    k.param("held", held);
-    k.param("share", heads.heads / heads.kv_heads);
-    for (start, stride, cols) in
-        [("q_start", "q_cols", op.q), ("k_start", "k_cols", op.k), ("v_start", "v_cols", op.v)]
-    {
-        k.param(start, cols.start);
-        k.param(stride, c.cols(cols.tensor));
-    }
-    k.param("scale", 1.0 / (head_dim as f32).sqrt());
-    k.param("cutoff", op.miss_cutoff.unwrap_or(0.0));
-    c.dispatch(k, heads.batch * held * (heads.heads / heads.kv_heads) * heads.queries)
 }

@@ -12,6 +12,7 @@ mod likeliest;
 mod matmul;
 mod memory;
 mod norm;
+mod retrieval;
 mod rope;
 
 use crate::plan::Compiler;
@@ -41,7 +42,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<()> {
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c),
         Op::Matmul(op) => matmul::matmul(op, c),
         Op::Norm(op) => norm::norm(op, c),
-        Op::RetrievalAttention(op) => memory::retrieval_attention(op, c),
+        Op::RetrievalAttention(op) => retrieval::retrieval_attention(op, c),
         Op::Rope(op) => rope::rope(op, c),
         Op::SelectBlocks(op) => memory::select_blocks(op, c),
         Op::SwiGlu(op) => elementwise::swiglu(op, c),

@@ -1,4 +1,5 @@
-// Sines and cosines of the rotary angles of positions 0 .. positions, unit by unit: the table that retrieval reads.
+// Sines and cosines of the rotary angles of positions, unit by unit: the table that retrieval reads. A row for each
+// offset inside a block, then one for each place where a block can begin.
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -7,10 +8,12 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let i = group_index(group, groups) * WORKGROUP + thread;
-    if (i >= params.positions * UNITS) {
+    if (i >= params.rows * UNITS) {
         return;
     }
-    let at = unit_angles(f32(i / UNITS), i % UNITS);
+    let row = i / UNITS;
+    let position = select((row - params.block) * params.block, row, row < params.block);
+    let at = unit_angles(f32(position), i % UNITS);
     angles[2u * i] = at.sin;
     angles[2u * i + 1u] = at.cos;
 }

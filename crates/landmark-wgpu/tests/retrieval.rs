@@ -1,0 +1,192 @@
+//! Attention over a memory, of few queries and of many, against the oracle: shapes that every path of it has to serve.
+
+mod common;
+
+use common::{compare_on_all, tolerance};
+use landmark_core::lockstep::compare;
+use landmark_core::ops::{Heads, MemoryShape, NO_BLOCK, Origin, RetrievalAttention, RopeStyle};
+use landmark_core::testing::{f32_bytes, float_bytes, normals, u32_bytes};
+use landmark_core::{Cols, DType, Layout, Program, Recorder, Tensor};
+use landmark_wgpu::{Options, Wgpu};
+
+/// Attention of a chunk over a memory whose rows have these lengths.
+#[derive(Clone, Debug)]
+struct Step {
+    memory: MemoryShape,
+    heads: usize,
+    style: RopeStyle,
+    lengths: Vec<usize>,
+    tokens: usize,
+    /// Type of the rings; the projections are in f32.
+    rings: DType,
+    chooses: bool,
+}
+
+impl Step {
+    /// The program, with inputs, and the largest of its tensors but the rings.
+    fn record(&self) -> (Program, Vec<(Tensor, Vec<u8>)>, usize) {
+        let (m, mut layout) = (self.memory, Layout::new());
+        let (q_width, k_width) = (self.heads * m.head_dim, m.kv_heads * m.head_dim);
+        let width = q_width + 2 * k_width;
+        let qkv = layout.add("qkv", DType::F32, [m.batch, self.tokens, width]);
+        let ring = [m.batch, m.slots(), m.kv_heads, m.block, m.head_dim];
+        let [keys, values] =
+            ["keys", "values"].map(|name| layout.add_paged(name, self.rings, ring, m.page()));
+        let lengths = layout.add("lengths", DType::U32, [m.batch]);
+        let frequencies = layout.add("frequencies", DType::F32, [m.head_dim / 2]);
+        let of_choice = [m.batch, self.heads, self.tokens, m.top_k];
+        let chosen = layout.add("chosen", DType::U32, of_choice);
+        let shares = layout.add("shares", DType::F32, of_choice);
+        let out = layout.add("out", DType::F32, [m.batch, self.tokens, q_width]);
+        let mut r = Recorder::new(format!("{self:?}"), &layout);
+        let cols = |start, width| Cols { tensor: qkv, start, width };
+        let (queries, head_dim, kv_heads) = (self.tokens, m.head_dim, m.kv_heads);
+        r.push(RetrievalAttention {
+            memory: m,
+            heads: Heads { batch: m.batch, queries, keys: queries, heads: self.heads, kv_heads, head_dim },
+            q: cols(0, q_width),
+            k: cols(q_width, k_width),
+            v: cols(q_width + k_width, k_width),
+            keys,
+            values,
+            lengths,
+            chosen: self.chooses.then_some(chosen),
+            frequencies,
+            style: self.style,
+            miss: false,
+            miss_cutoff: None,
+            shares: self.chooses.then_some(shares),
+            out,
+        });
+        let numel: usize = ring.iter().product();
+        let stored: Vec<u32> = self.lengths.iter().map(|&n| n as u32).collect();
+        let turns: Vec<f64> =
+            (0..head_dim / 2).map(|i| 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let inputs = vec![
+            (qkv, f32_bytes(&normals(1, m.batch * self.tokens * width))),
+            (keys, float_bytes(self.rings, &normals(2, numel))),
+            (values, float_bytes(self.rings, &normals(3, numel))),
+            (lengths, u32_bytes(&stored)),
+            (frequencies, f32_bytes(&turns)),
+            (chosen, u32_bytes(&self.choice())),
+        ];
+        let others = [qkv, chosen, out].map(|tensor| layout.info(tensor).bytes());
+        (r.finish(), inputs, others.into_iter().max().unwrap_or(0))
+    }
+
+    /// Blocks that each query might have chosen, in time order.
+    fn choice(&self) -> Vec<u32> {
+        let m = &self.memory;
+        let mut all = Vec::new();
+        for i in 0..m.batch * self.heads * self.tokens {
+            let state = m.state(self.lengths[i / self.tokens / self.heads]);
+            let mut some: Vec<u32> =
+                (0..state.retrieved).map(|s| ((i * 7 + s) % state.cached) as u32).collect();
+            some.sort_unstable();
+            some.resize(m.top_k, NO_BLOCK);
+            all.extend(some);
+        }
+        all
+    }
+}
+
+fn steps() -> Vec<Step> {
+    use RopeStyle::{Halves, Pairs};
+    let shape = |batch, blocks, block, top_k, kv_heads, head_dim| MemoryShape {
+        batch,
+        blocks,
+        block,
+        top_k,
+        kv_heads,
+        head_dim,
+        origin: Origin::BlocksRetrieved,
+    };
+    let base = Step {
+        memory: shape(1, 12, 64, 5, 1, 128),
+        heads: 1,
+        style: Halves,
+        lengths: vec![64 * 10 + 5],
+        tokens: 1,
+        rings: DType::F32,
+        chooses: true,
+    };
+    let released = |m: MemoryShape| MemoryShape { origin: Origin::BlocksSeen, ..m };
+    vec![
+        // A step of LLaMA's generation, and a chunk of it that begins inside a block and goes over two ends.
+        base.clone(),
+        Step { rings: DType::F16, tokens: 139, ..base.clone() },
+        // Grouped queries; the ring has come round, an empty memory beside it; a chunk that closes a block.
+        Step {
+            memory: released(shape(2, 10, 51, 2, 2, 64)),
+            heads: 4,
+            style: Pairs,
+            lengths: vec![51 * 30 + 49, 7],
+            tokens: 3,
+            rings: DType::F16,
+            ..base.clone()
+        },
+        Step {
+            memory: shape(2, 10, 51, 2, 2, 64),
+            heads: 4,
+            style: Pairs,
+            lengths: vec![51 * 30 + 49, 7],
+            tokens: 70,
+            rings: DType::Bf16,
+            ..base.clone()
+        },
+        // Several blocks end within a few tokens; widths whose last units are not whole.
+        Step {
+            memory: released(shape(2, 9, 3, 4, 1, 10)),
+            heads: 2,
+            lengths: vec![3 * 40 + 2, 4],
+            tokens: 8,
+            ..base.clone()
+        },
+        Step {
+            memory: shape(2, 9, 3, 4, 1, 10),
+            heads: 2,
+            style: Pairs,
+            lengths: vec![3 * 40 + 2, 4],
+            tokens: 37,
+            ..base.clone()
+        },
+        // More retrieved than one workgroup takes; the widest heads; more blocks wanted than there are.
+        Step { memory: shape(1, 30, 60, 20, 1, 32), lengths: vec![60 * 33 + 59], tokens: 9, ..base.clone() },
+        Step { memory: shape(1, 4, 20, 6, 1, 256), lengths: vec![20 * 3 + 7], tokens: 33, ..base.clone() },
+        Step { memory: shape(1, 4, 20, 6, 1, 256), lengths: vec![20 * 3 + 7], tokens: 2, ..base.clone() },
+        // Long blocks; a landmark as the only query; nothing retrieved.
+        Step { memory: shape(1, 3, 200, 2, 1, 40), lengths: vec![200 * 3 + 190], tokens: 20, ..base.clone() },
+        Step { memory: shape(1, 3, 200, 2, 1, 40), lengths: vec![200 * 3 + 199], ..base.clone() },
+        Step { memory: shape(1, 3, 4, 2, 1, 16), lengths: vec![3], chooses: false, ..base.clone() },
+        Step { memory: shape(1, 3, 4, 2, 1, 16), lengths: vec![3], tokens: 40, chooses: false, ..base },
+    ]
+}
+
+#[test]
+fn few_and_many_queries_follow_the_oracle() {
+    for step in steps() {
+        let (program, inputs, _) = step.record();
+        compare_on_all(&program, &inputs);
+    }
+}
+
+/// The same where a binding holds one head of a ring.
+#[test]
+fn heads_in_pieces_follow_the_oracle() {
+    let mut split = 0;
+    for step in steps().into_iter().filter(|step| step.memory.kv_heads > 1) {
+        let (program, inputs, largest) = step.record();
+        let m = &step.memory;
+        let head = m.batch * m.slots() * m.page() * step.rings.size();
+        let limit = head.max(largest).next_multiple_of(256);
+        if limit >= 2 * head {
+            continue;
+        }
+        split += 1;
+        let options = Options { largest_binding: Some(limit as u64), ..Options::default() };
+        let small = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
+        let found = pollster::block_on(compare(&program, &small, &inputs, tolerance)).unwrap();
+        assert_eq!(found, None, "{step:?}");
+    }
+    assert!(split > 0, "no step has rings that large");
+}
