@@ -20,8 +20,8 @@ const PITCH: u32 = KEYS + 2u;
 
 var<workgroup> sums: array<f32, UNITS * PITCH>;
 var<workgroup> scores: array<f32, SCORES>;
-var<workgroup> tops: array<f32, WORKGROUP>;
-var<workgroup> totals: array<f32, WORKGROUP>;
+var<workgroup> tops: array<vec4<f32>, WORKGROUP / 4u>;
+var<workgroup> totals: array<vec4<f32>, WORKGROUP / 4u>;
 // Of each block the score that it has in the outer softmax, and its sum of weights.
 var<workgroup> closings: array<f32, BLOCKS>;
 var<workgroup> inner_sums: array<f32, BLOCKS>;
@@ -41,11 +41,21 @@ fn back(row: u32, unit: u32) -> Angles {
 fn add_up(to: u32, count: u32, thread: u32) {
     workgroupBarrier();
     for (var key = thread; key < count; key += WORKGROUP) {
-        var score = 0.0;
-        for (var unit = 0u; unit < UNITS; unit++) {
-            score += sums[unit * PITCH + key];
+        var four = vec4<f32>(0.0);
+        for (var unit = 0u; unit < UNITS; unit += 4u) {
+            let at = unit * PITCH + key;
+            four.x += sums[at];
+            if (unit + 1u < UNITS) {
+                four.y += sums[at + PITCH];
+            }
+            if (unit + 2u < UNITS) {
+                four.z += sums[at + 2u * PITCH];
+            }
+            if (unit + 3u < UNITS) {
+                four.w += sums[at + 3u * PITCH];
+            }
         }
-        scores[to + key] = score * params.scale;
+        scores[to + key] = sum4(four) * params.scale;
     }
     workgroupBarrier();
 }
@@ -193,25 +203,21 @@ fn main(
         for (var at = thread % TEAM; at < members; at += TEAM) {
             top = max(top, scores[start + at]);
         }
-        tops[thread] = top;
+        tops[thread / 4u][thread % 4u] = top;
         workgroupBarrier();
-        let team = thread / TEAM * TEAM;
-        for (var other = 0u; other < TEAM; other++) {
-            top = max(top, tops[team + other]);
-        }
+        let team = thread / TEAM * (TEAM / 4u);
+        let most = max(max(tops[team], tops[team + 1u]), max(tops[team + 2u], tops[team + 3u]));
+        top = max(max(most.x, most.y), max(most.z, most.w));
         var total = 0.0;
         for (var at = thread % TEAM; at < members; at += TEAM) {
             let weight = decay(scores[start + at] - top);
             scores[start + at] = weight;
             total += weight;
         }
-        totals[thread] = total;
+        totals[thread / 4u][thread % 4u] = total;
         workgroupBarrier();
-        if (i < blocks && thread == team) {
-            total = 0.0;
-            for (var other = 0u; other < TEAM; other++) {
-                total += totals[team + other];
-            }
+        if (i < blocks && thread % TEAM == 0u) {
+            total = sum4((totals[team] + totals[team + 1u]) + (totals[team + 2u] + totals[team + 3u]));
             var closing = top;
             if (!is_own) {
                 closing = NOTHING;

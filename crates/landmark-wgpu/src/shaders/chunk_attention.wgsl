@@ -49,15 +49,58 @@ struct Places {
 }
 
 fn query_unit(at: Places, t: u32, unit: u32) -> Pairs {
+    if (unit >= UNITS) {
+        return Pairs(vec4<f32>(0.0), vec4<f32>(0.0));
+    }
     return q_pairs(at.q + min(t, at.last_row) * params.q_cols, unit);
 }
 
 fn key_unit(at: Places, key: u32, unit: u32) -> Pairs {
+    if (unit >= UNITS) {
+        return Pairs(vec4<f32>(0.0), vec4<f32>(0.0));
+    }
     let r = min(key, at.last_key);
     if (r < at.unfinished) {
         return turn(keys_pairs(at.page + r * HEAD, unit), unit_angles(f32(at.origin + r), unit));
     }
     return k_pairs(at.k + (r - at.unfinished) * params.k_cols, unit);
+}
+
+// This key and the next three; behind the last one, the last one again.
+fn four(key: u32, end: u32) -> vec4<u32> {
+    return min(vec4<u32>(key, key + 1u, key + 2u, key + 3u), vec4<u32>(end - 1u));
+}
+
+// Their weights, a column for each query y + 8j; none from `end` on.
+fn weights(key: u32, end: u32, y: u32) -> mat4x4<f32> {
+    let at = key * Q_PITCH + y;
+    let none = vec4<f32>(0.0);
+    return transpose(mat4x4<f32>(
+        tile[at],
+        select(none, tile[at + Q_PITCH], key + 1u < end),
+        select(none, tile[at + 2u * Q_PITCH], key + 2u < end),
+        select(none, tile[at + 3u * Q_PITCH], key + 3u < end),
+    ));
+}
+
+// Four coordinates of four values.
+fn page_values(e: vec4<u32>, column: u32) -> mat4x4<f32> {
+    let quad = min(column, QUADS - 1u);
+    let at = e + 4u * quad;
+    let valid = valid_of(4u * quad, HEAD);
+    return mat4x4<f32>(
+        values_quad(at.x, valid), values_quad(at.y, valid), values_quad(at.z, valid), values_quad(at.w, valid));
+}
+
+fn chunk_values(e: vec4<u32>, column: u32) -> mat4x4<f32> {
+    let quad = min(column, QUADS - 1u);
+    let at = e + 4u * quad;
+    let valid = valid_of(4u * quad, HEAD);
+    return mat4x4<f32>(v_quad(at.x, valid), v_quad(at.y, valid), v_quad(at.z, valid), v_quad(at.w, valid));
+}
+
+fn scaled(m: mat4x4<f32>, by: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(by.x * m[0], by.y * m[1], by.z * m[2], by.w * m[3]);
 }
 
 @compute @workgroup_size(128)
@@ -97,47 +140,41 @@ fn main(
     let own = state.unfinished + first + query;
     var outer_max = NOTHING;
     var outer_sum = 0.0;
-    var result: array<vec4<f32>, 4u * COLS>;
-    for (var i = 0u; i < 4u * COLS; i++) {
-        result[i] = vec4<f32>(0.0);
-    }
+    // A column for each query, its rows four coordinates: those from 4x, from 64 + 4x, and so on.
+    var r0 = mat4x4<f32>();
+    var r1 = mat4x4<f32>();
+    var r2 = mat4x4<f32>();
+    var r3 = mat4x4<f32>();
 
     for (var start = 0u; start <= at.last_key; start += KEYS) {
-        var s0 = vec4<f32>(0.0);
-        var s1 = vec4<f32>(0.0);
-        var s2 = vec4<f32>(0.0);
-        var s3 = vec4<f32>(0.0);
+        // A column for each key, its rows the queries.
+        var scores = mat4x4<f32>();
         for (var slice = 0u; slice < UNITS; slice += DEPTH) {
             workgroupBarrier();
             let line = thread / DEPTH;
             let unit = slice + thread % DEPTH;
-            if (unit < UNITS && line < 16u) {
+            if (line < 16u) {
                 let key = start + line;
                 put(K_TILE + thread % DEPTH * K_PITCH + line, K_PITCH, key_unit(at, key, unit),
                     key_unit(at, key + 16u, unit), key_unit(at, key + 32u, unit), key_unit(at, key + 48u, unit));
-            } else if (unit < UNITS && line < 24u) {
+            } else if (line < 24u) {
                 let t = first + line - 16u;
                 put(thread % DEPTH * Q_PITCH + line - 16u, Q_PITCH, query_unit(at, t, unit),
                     query_unit(at, t + 8u, unit), query_unit(at, t + 16u, unit), query_unit(at, t + 24u, unit));
             }
             workgroupBarrier();
-            let units = min(DEPTH, UNITS - slice);
-            for (var i = 0u; i < 8u * DEPTH; i++) {
-                if (UNITS % DEPTH == 0u || i % DEPTH < units) {
-                    let q = tile[i * Q_PITCH + y];
-                    let k = tile[K_TILE + i * K_PITCH + x];
-                    s0 += k.x * q;
-                    s1 += k.y * q;
-                    s2 += k.z * q;
-                    s3 += k.w * q;
-                }
+            for (var i = 0u; i < 8u * DEPTH; i += 4u) {
+                let q = i * Q_PITCH + y;
+                let k = K_TILE + i * K_PITCH + x;
+                scores += mat4x4<f32>(tile[q], tile[q + Q_PITCH], tile[q + 2u * Q_PITCH], tile[q + 3u * Q_PITCH])
+                    * transpose(mat4x4<f32>(tile[k], tile[k + K_PITCH], tile[k + 2u * K_PITCH], tile[k + 3u * K_PITCH]));
             }
         }
         workgroupBarrier();
-        tile[x * Q_PITCH + y] = params.scale * s0;
-        tile[(x + 16u) * Q_PITCH + y] = params.scale * s1;
-        tile[(x + 32u) * Q_PITCH + y] = params.scale * s2;
-        tile[(x + 48u) * Q_PITCH + y] = params.scale * s3;
+        tile[x * Q_PITCH + y] = params.scale * scores[0];
+        tile[(x + 16u) * Q_PITCH + y] = params.scale * scores[1];
+        tile[(x + 32u) * Q_PITCH + y] = params.scale * scores[2];
+        tile[(x + 48u) * Q_PITCH + y] = params.scale * scores[3];
         workgroupBarrier();
 
         // Scores become weights in the outer softmax, as far as it is known.
@@ -191,33 +228,39 @@ fn main(
         }
         workgroupBarrier();
 
-        for (var j = 0u; j < 4u; j++) {
-            let factor = factors[y + 8u * j];
-            for (var c = 0u; c < COLS; c++) {
-                result[j * COLS + c] *= factor;
-            }
-        }
+        let factor = vec4<f32>(factors[y], factors[y + 8u], factors[y + 16u], factors[y + 24u]);
+        r0 = scaled(r0, factor);
+        r1 = scaled(r1, factor);
+        r2 = scaled(r2, factor);
+        r3 = scaled(r3, factor);
         let end = min(start + KEYS, at.last_key + 1u);
         let between = clamp(state.unfinished, start, end);
-        for (var key = start; key < between; key++) {
-            let weight = tile[(key - start) * Q_PITCH + y];
-            for (var c = 0u; c < COLS; c++) {
-                let quad = min(x + 16u * c, QUADS - 1u);
-                let value = values_quad(at.page + key * HEAD + 4u * quad, valid_of(4u * quad, HEAD));
-                for (var j = 0u; j < 4u; j++) {
-                    result[j * COLS + c] += weight[j] * value;
-                }
+        for (var key = start; key < between; key += 4u) {
+            let weight = weights(key - start, between - start, y);
+            let e = at.page + four(key, between) * HEAD;
+            r0 += page_values(e, x) * weight;
+            if (COLS > 1u) {
+                r1 += page_values(e, x + 16u) * weight;
+            }
+            if (COLS > 2u) {
+                r2 += page_values(e, x + 32u) * weight;
+            }
+            if (COLS > 3u) {
+                r3 += page_values(e, x + 48u) * weight;
             }
         }
-        for (var key = between; key < end; key++) {
-            let weight = tile[(key - start) * Q_PITCH + y];
-            let e = v + (key - state.unfinished) * params.v_cols;
-            for (var c = 0u; c < COLS; c++) {
-                let quad = min(x + 16u * c, QUADS - 1u);
-                let value = v_quad(e + 4u * quad, valid_of(4u * quad, HEAD));
-                for (var j = 0u; j < 4u; j++) {
-                    result[j * COLS + c] += weight[j] * value;
-                }
+        for (var key = between; key < end; key += 4u) {
+            let weight = weights(key - start, end - start, y);
+            let e = v + (four(key, end) - state.unfinished) * params.v_cols;
+            r0 += chunk_values(e, x) * weight;
+            if (COLS > 1u) {
+                r1 += chunk_values(e, x + 16u) * weight;
+            }
+            if (COLS > 2u) {
+                r2 += chunk_values(e, x + 32u) * weight;
+            }
+            if (COLS > 3u) {
+                r3 += chunk_values(e, x + 48u) * weight;
             }
         }
     }
@@ -244,10 +287,13 @@ fn main(
             sum += decay(head.x - top) * head.y;
         }
         let over = select(0.0, 1.0 / sum, sum > 0.0);
+        // The column of this query.
+        let mine = vec4<f32>(vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(j));
+        let result = mat4x4<f32>(r0 * mine, r1 * mine, r2 * mine, r3 * mine);
         for (var c = 0u; c < COLS; c++) {
             let quad = x + 16u * c;
             if (quad < QUADS) {
-                var whole = own_share * result[j * COLS + c];
+                var whole = own_share * (result * vec4<f32>(vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(c)));
                 for (var item = 0u; item < params.items; item++) {
                     let record = records_at + item * RECORD;
                     whole += decay(records[record + QUADS].x - top) * records[record + quad];
