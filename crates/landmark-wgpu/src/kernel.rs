@@ -53,7 +53,7 @@ impl Entry {
 }
 
 /// Where the bytes of a binding lie.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Resource {
     /// In this buffer.
     Buffer(wgpu::Buffer),

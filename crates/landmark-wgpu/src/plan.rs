@@ -95,6 +95,16 @@ impl<'a> Compiler<'a> {
         &self.program.ops()[self.at]
     }
 
+    /// The op behind it.
+    pub(crate) fn next(&self) -> Option<&'a Op> {
+        self.program.ops().get(self.at + 1)
+    }
+
+    /// Says that this launch serves the op behind it, too.
+    pub(crate) fn take_next(&mut self) {
+        self.at += 1;
+    }
+
     pub(crate) fn info(&self, tensor: Tensor) -> &'a Info {
         self.program.info(tensor)
     }
@@ -205,7 +215,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Where a tensor in one piece lies.
-    fn whole(&self, tensor: Tensor) -> Result<Resource> {
+    pub(crate) fn whole(&self, tensor: Tensor) -> Result<Resource> {
         let mut parts = self.parts(tensor)?;
         if parts.iter().any(|part| part.quantised.is_some()) {
             let name = &self.info(tensor).name;
@@ -467,10 +477,10 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &WgpuArena) -> 
         params: Vec::new(),
         pending: Vec::new(),
     };
-    for at in 0..program.ops().len() {
-        compiler.at = at;
+    while compiler.at < program.ops().len() {
         compiler.workspaces_used = 0;
         ops::launch(&mut compiler)?;
+        compiler.at += 1;
     }
     compiler.finish()
 }

@@ -7,6 +7,9 @@ use crate::plan::{Compiler, Part, WORKGROUP, alignment};
 use landmark_core::ops::{AppendKv, LandmarkScores, MemoryShape, SelectBlocks, Selection};
 use landmark_core::{DType, Result};
 
+/// Queries of a row of the batch that are split over what they read: a step of generation.
+pub(super) const FEW: usize = 8;
+
 /// Extents of a memory, for `memory.wgsl`.
 pub(super) fn describe(k: &mut Kernel, memory: &MemoryShape) {
     k.param("blocks", memory.blocks);
@@ -64,10 +67,18 @@ fn append_heads(
 pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<()> {
     let MemoryShape { batch, blocks, kv_heads, head_dim, .. } = op.memory;
     let tokens = c.rows(op.q.tensor) / batch - op.skip;
-    let mut k = Kernel::new("landmark_scores", include_str!("../shaders/landmark_scores.wgsl"));
+    let units = head_dim.div_ceil(8);
+    let is_step = tokens <= FEW && units <= WORKGROUP;
+    let mut k = if is_step {
+        Kernel::new("step_scores", include_str!("../shaders/step_scores.wgsl"))
+    } else {
+        Kernel::new("landmark_scores", include_str!("../shaders/landmark_scores.wgsl"))
+    };
     // Queries lie in workgroup memory, 16 of heads up to 128.
     let most = (16 * 128 / head_dim).clamp(1, 16);
-    let queries = tokens.next_power_of_two().min(1 << most.ilog2());
+    let queries = if is_step { 1 } else { tokens.next_power_of_two().min(1 << most.ilog2()) };
+    // Blocks that a workgroup scores.
+    let landmarks = if is_step { 4 * (WORKGROUP / units) } else { WORKGROUP / queries };
     k.constant("WORKGROUP", WORKGROUP);
     k.constant("QUERIES", queries);
     k.rotary(op.style, head_dim);
@@ -88,7 +99,7 @@ pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Resu
     k.param("q_cols", c.cols(op.q.tensor));
     k.param("q_start", op.q.start);
     k.param("scale", 1.0 / (head_dim as f32).sqrt());
-    let groups = [blocks.div_ceil(WORKGROUP / queries), tokens.div_ceil(queries), batch * op.heads];
+    let groups = [blocks.div_ceil(landmarks), tokens.div_ceil(queries), batch * op.heads];
     c.dispatch_grid(k, groups)
 }
 

@@ -7,15 +7,13 @@
 
 use super::SOFTMAX;
 use super::landmark_attention::divide;
-use super::memory::describe;
+use super::memory::{FEW, describe};
 use super::rope::head_alignment;
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, alignment};
 use landmark_core::ops::{Origin, RetrievalAttention};
 use landmark_core::{Result, Tensor};
 
-/// Queries of a row of the batch that are split over their blocks.
-const FEW: usize = 8;
 /// Longest block of the tiles of `chunk_attention.wgsl`, and the queries of one.
 const TILE: (usize, usize) = (64, 32);
 /// Bytes of the records of one launch, at most: where they are more, some rows of the chunk come after the others.
