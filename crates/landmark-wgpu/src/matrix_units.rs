@@ -16,7 +16,7 @@ pub(crate) const FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
 /// Bytes of workgroup memory that it needs.
-const WORKGROUP_BYTES: u32 = 45_056;
+const WORKGROUP_BYTES: u32 = 28_672;
 
 /// Threads of a subgroup that it is written for.
 const SUBGROUP: u32 = 32;

@@ -2,36 +2,41 @@
 // sums in f32.
 //
 // A workgroup of eight subgroups makes a tile of 128 x 128 results, each subgroup 64 x 32 of them, in eight matrices of
-// 16 x 16. Operands pass through workgroup memory 64 columns at a time, as they are; what comes next is fetched while the
-// matrix units work. Rows there are 72 elements apart, so that the rows of a matrix lie in different banks. Workgroups go down
-// the rows of a first: those that run together share a few rows of b, and all of a stays near.
+// 16 x 16. Operands pass through workgroup memory 32 columns at a time, as they are; what comes next is fetched while the
+// matrix units work. Rows there are 40 elements apart, so that the rows of a matrix lie in different banks. Workgroups go down
+// the rows of a first: those that run together share a few rows of b, and all of a stays near. What a thread brings has a name
+// each, not a place in an array: compilers keep arrays that a loop indexes in memory.
 
 const TILE: u32 = 128u;
-const DEPTH: u32 = 64u;
+const DEPTH: u32 = 32u;
 // In vectors.
-const STRIDE: u32 = 18u;
-// Vectors of a tile that a thread brings, and how many rows of the tile lie between two of them.
-const BROUGHT: u32 = 8u;
-const APART: u32 = 16u;
+const STRIDE: u32 = 10u;
+// Rows of a tile between two vectors that a thread brings.
+const APART: u32 = 32u;
 
-var<workgroup> a_tile: array<vec4<f16>, 2304>;
-var<workgroup> b_tile: array<vec4<f16>, 2304>;
+var<workgroup> a_tile: array<vec4<f16>, 1280>;
+var<workgroup> b_tile: array<vec4<f16>, 1280>;
 // A matrix of results for each subgroup.
 var<workgroup> results: array<f32, 2048>;
 
-// Elements k .. k + 4 of a row that begins at element `start`; behind the end there are zeros.
+// The element at which a row of an operand begins. Behind the last row comes the last one again: its results are not stored.
+fn a_start(row: u32) -> u32 {
+    return (params.above + min(row, params.m - 1u)) * params.k;
+}
+
+fn b_start(row: u32) -> u32 {
+    return min(row, params.n - 1u) * params.k;
+}
+
+// Elements k .. k + 4 of a row; behind its end there are zeros.
 fn a_piece(start: u32, k: u32) -> vec4<f16> {
-    if (k >= params.k) {
-        return vec4<f16>();
-    }
-    return a_vector(start + k, valid_of(k, params.k));
+    let at = min(k, (params.k - 1u) & ~3u);
+    return select(vec4<f16>(), a_vector(start + at, valid_of(at, params.k)), k < params.k);
 }
 
 fn b_piece(start: u32, k: u32) -> vec4<f16> {
-    if (k >= params.k) {
-        return vec4<f16>();
-    }
-    return b_vector(start + k, valid_of(k, params.k));
+    let at = min(k, (params.k - 1u) & ~3u);
+    return select(vec4<f16>(), b_vector(start + at, valid_of(at, params.k)), k < params.k);
 }
 
 // Two vectors of the matrix of results that the subgroup has put down.
@@ -62,43 +67,75 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c21: coop_mat16x16<f32, C>;
     var c30: coop_mat16x16<f32, C>;
     var c31: coop_mat16x16<f32, C>;
-    // What this thread brings: vectors of one column, APART rows apart. Behind the last row comes the last one again: its
-    // results are not stored.
-    let row = thread >> 4u;
-    let col = thread & 15u;
-    var a_start: array<u32, BROUGHT>;
-    var b_start: array<u32, BROUGHT>;
-    var a_next: array<vec4<f16>, BROUGHT>;
-    var b_next: array<vec4<f16>, BROUGHT>;
-    for (var i = 0u; i < BROUGHT; i++) {
-        a_start[i] = (params.above + min(first_row + row + APART * i, params.m - 1u)) * params.k;
-        b_start[i] = min(first_col + row + APART * i, params.n - 1u) * params.k;
-        a_next[i] = a_piece(a_start[i], 4u * col);
-        b_next[i] = b_piece(b_start[i], 4u * col);
-    }
+    // What this thread brings: vectors of one column, APART rows apart.
+    let row = thread >> 3u;
+    let col = thread & 7u;
+    let first = 4u * col;
+    let a_start0 = a_start(first_row + row);
+    let a_start1 = a_start(first_row + row + 1u * APART);
+    let a_start2 = a_start(first_row + row + 2u * APART);
+    let a_start3 = a_start(first_row + row + 3u * APART);
+    let b_start0 = b_start(first_col + row);
+    let b_start1 = b_start(first_col + row + 1u * APART);
+    let b_start2 = b_start(first_col + row + 2u * APART);
+    let b_start3 = b_start(first_col + row + 3u * APART);
+    var a_next0 = a_piece(a_start0, first);
+    var a_next1 = a_piece(a_start1, first);
+    var a_next2 = a_piece(a_start2, first);
+    var a_next3 = a_piece(a_start3, first);
+    var b_next0 = b_piece(b_start0, first);
+    var b_next1 = b_piece(b_start1, first);
+    var b_next2 = b_piece(b_start2, first);
+    var b_next3 = b_piece(b_start3, first);
+    let at = row * STRIDE + col;
     for (var k = 0u; k < params.k; k += DEPTH) {
-        for (var i = 0u; i < BROUGHT; i++) {
-            a_tile[(row + APART * i) * STRIDE + col] = a_next[i];
-            b_tile[(row + APART * i) * STRIDE + col] = b_next[i];
-        }
+        a_tile[at] = a_next0;
+        a_tile[at + 1u * APART * STRIDE] = a_next1;
+        a_tile[at + 2u * APART * STRIDE] = a_next2;
+        a_tile[at + 3u * APART * STRIDE] = a_next3;
+        b_tile[at] = b_next0;
+        b_tile[at + 1u * APART * STRIDE] = b_next1;
+        b_tile[at + 2u * APART * STRIDE] = b_next2;
+        b_tile[at + 3u * APART * STRIDE] = b_next3;
         workgroupBarrier();
-        for (var i = 0u; i < BROUGHT; i++) {
-            a_next[i] = a_piece(a_start[i], k + DEPTH + 4u * col);
-            b_next[i] = b_piece(b_start[i], k + DEPTH + 4u * col);
-        }
-        for (var step = 0u; step < DEPTH / 4u; step += 4u) {
-            let b0 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[left * STRIDE + step], STRIDE);
-            let b1 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[(left + 16u) * STRIDE + step], STRIDE);
-            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[top * STRIDE + step], STRIDE);
+        let next = k + DEPTH + first;
+        a_next0 = a_piece(a_start0, next);
+        a_next1 = a_piece(a_start1, next);
+        a_next2 = a_piece(a_start2, next);
+        a_next3 = a_piece(a_start3, next);
+        b_next0 = b_piece(b_start0, next);
+        b_next1 = b_piece(b_start1, next);
+        b_next2 = b_piece(b_start2, next);
+        b_next3 = b_piece(b_start3, next);
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[left * STRIDE], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[(left + 16u) * STRIDE], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[top * STRIDE], STRIDE);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
-            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 16u) * STRIDE + step], STRIDE);
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 16u) * STRIDE], STRIDE);
             c10 = coopMultiplyAdd(a1, b0, c10);
             c11 = coopMultiplyAdd(a1, b1, c11);
-            let a2 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 32u) * STRIDE + step], STRIDE);
+            let a2 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 32u) * STRIDE], STRIDE);
             c20 = coopMultiplyAdd(a2, b0, c20);
             c21 = coopMultiplyAdd(a2, b1, c21);
-            let a3 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 48u) * STRIDE + step], STRIDE);
+            let a3 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 48u) * STRIDE], STRIDE);
+            c30 = coopMultiplyAdd(a3, b0, c30);
+            c31 = coopMultiplyAdd(a3, b1, c31);
+        }
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[left * STRIDE + 4u], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&b_tile[(left + 16u) * STRIDE + 4u], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[top * STRIDE + 4u], STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 16u) * STRIDE + 4u], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+            let a2 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 32u) * STRIDE + 4u], STRIDE);
+            c20 = coopMultiplyAdd(a2, b0, c20);
+            c21 = coopMultiplyAdd(a2, b1, c21);
+            let a3 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[(top + 48u) * STRIDE + 4u], STRIDE);
             c30 = coopMultiplyAdd(a3, b0, c30);
             c31 = coopMultiplyAdd(a3, b1, c31);
         }
