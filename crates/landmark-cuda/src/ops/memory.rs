@@ -220,7 +220,8 @@ pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>)
         "retrieval_attention",
         attend_defines(x, c.dtype(op.keys), m, &features),
     )?;
-    let row = m.top_k.min(m.blocks) * m.block + m.block - 1 + h.queries;
+    // Whole blocks: what is behind the last key of one is read with it, and not used.
+    let row = (m.top_k.min(m.blocks) * m.block + m.block - 1 + h.queries).next_multiple_of(m.block);
     let shared = 4 * ((m.top_k + 3).max(ATTEND_WARPS) * m.head_dim + row);
     if shared > 200 * 1024 {
         return Err(c.unsupported(format!(
