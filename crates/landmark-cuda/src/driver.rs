@@ -41,6 +41,8 @@ pub struct DeviceInfo {
     pub capability: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Bytes of shared memory that a block of threads can have.
+    pub shared_per_block: u32,
     /// Bytes of memory.
     pub memory: u64,
     /// Version of the driver, 13000 for 13.0.
@@ -142,6 +144,7 @@ impl Device {
                 name: CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned(),
                 capability: major * 10 + minor,
                 multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+                shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
                 memory: memory as u64,
                 driver: driver as u32,
             };

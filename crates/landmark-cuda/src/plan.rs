@@ -178,6 +178,11 @@ impl Compiler<'_> {
         self.shared.device.info.multiprocessors
     }
 
+    /// Bytes of shared memory that a block of threads can have.
+    pub(crate) fn shared_per_block(&self) -> usize {
+        self.shared.device.info.shared_per_block as usize
+    }
+
     /// Function `function` of `kernels/<file>` under these definitions.
     pub(crate) fn kernel(
         &mut self,

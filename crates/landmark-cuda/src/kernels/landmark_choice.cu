@@ -12,6 +12,8 @@
 #define QUERIES 64
 #define KEYS 64
 #define THREADS 128
+// Groups of 8 landmarks that are scored side by side.
+#define AT_ONCE 4
 
 typedef storage<X_T> Bits;
 
@@ -94,14 +96,33 @@ landmark_choice(const Bits *q, int q_stride, const Bits *turned, const u32 *leng
         copy_tile(tile + 1);
         const unsigned char *keys = shared + (tile & 1) * KEYS * K_STRIDE;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-            float c[4];
-            scores_of_8<X_T>(c, a, a8, keys, n * 8 + g, t);
+        for (int n = 0; n < KEYS / 8; n += AT_ONCE) {
+            // Products that do not wait for each other, and nothing between them that the compiler must not move them past.
+            float c[AT_ONCE][4] = {};
+#pragma unroll
+            for (int s = 0; s < STEPS; s++)
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++) {
+                    const uint4 k = fragment(keys, (n + i) * 8 + g, s, t);
+                    mma_16816<X_T>(c[i], a[s].x, a8[s].x, a[s].y, a8[s].y, k.x, k.y);
+                    mma_16816<X_T>(c[i], a[s].z, a8[s].z, a[s].w, a8[s].w, k.z, k.w);
+                }
             const int j = tile * KEYS + n * 8 + 2 * t;
-            if (j >= now.cached) c[0] = c[2] = MINUS_INFINITY;
-            if (j + 1 >= now.cached) c[1] = c[3] = MINUS_INFINITY;
-            best[0].insert(c[0], j), best[0].insert(c[1], j + 1);
-            best[1].insert(c[2], j), best[1].insert(c[3], j + 1);
+            float top[2] = {MINUS_INFINITY, MINUS_INFINITY};
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    if (j + i * 8 + e % 2 >= now.cached) c[i][e] = MINUS_INFINITY;
+                    top[e / 2] = fmaxf(top[e / 2], c[i][e]);
+                }
+            // Few get past the last of the best.
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                if (top[r] > best[r].score[TOPK - 1])
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE; i++)
+                        best[r].insert(c[i][2 * r], j + i * 8), best[r].insert(c[i][2 * r + 1], j + i * 8 + 1);
         }
     }
 #pragma unroll

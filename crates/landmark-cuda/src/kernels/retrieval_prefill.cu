@@ -2,9 +2,9 @@
 // RetrievalAttention without a context-miss token).
 //
 // A choice for every token and head would gather k blocks for each. Instead the queries of a head are listed by the block
-// that they chose (`list_choosers`), and each block is read once for all of them: `attend_blocks` takes a block and up to 64
-// of its queries, turns the block's keys by their offsets and the queries by their slots, and keeps for each of them the inner
-// softmax's result and the landmark's score. `attend_local` is flash attention over [unfinished block, chunk], one
+// that they chose (`list_choosers`), and each block is read once for all of them: a warp of `attend_blocks` takes a block and
+// up to 16 of its queries, turns the block's keys by their offsets and the queries by their slots, and keeps for each of them the
+// inner softmax's result and the landmark's score. `attend_local` is flash attention over [unfinished block, chunk], one
 // landmark block of keys at a time, and in the end weighs in what the query's slots brought: a block of keys counts with its
 // landmark's score, or for the query's own block the log of its sum, and all are weighed alike by the outer softmax.
 //
@@ -13,12 +13,17 @@
 //
 // Between the two kernels a slot's result lies as fragments do: the thread of a quad finds its columns side by side.
 //
-// -D: X_T (bf16, f16; all tensors), HEAD_DIM (64, 96, 128), BLOCK (<= 128), TOPK, STYLE, ORIGIN, CHOICE, SHARES.
+// In a long memory a block is chosen by few queries of a chunk, and reading it is what there is to do: so warps work each for
+// itself, as many as have room for a block in shared memory, and while one waits for its keys others turn theirs or multiply.
+//
+// -D: X_T (bf16, f16; all tensors), HEAD_DIM (64, 96, 128), BLOCK (<= 128), TOPK, STYLE, ORIGIN, CHOICE, SHARES, WARPS (of a
+//     block of `attend_blocks`).
 #include "tiles.cuh"
 
 #define THREADS 128
-// Queries of a tile; products of 16 keys; rows of keys in shared memory.
+// Queries of a tile of `attend_local`, and of one of `attend_blocks`; products of 16 keys; rows of keys in shared memory.
 #define QUERIES 64
+#define MEMBERS 16
 #define PAIRS ((BLOCK + 15) / 16)
 #define ROWS (PAIRS * 16)
 #define TILE_BYTES (ROWS * (K_STRIDE + V_STRIDE))
@@ -39,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(256) fill_angles(const float *frequ
 }
 
 // For each head of each row of the batch: `list` (T · k): entries t · k + slot, block after block; `tiles` (room): block,
-// first entry, entries, of each piece of at most QUERIES; `tile_count`. One block of threads each.
+// first entry, entries, of each piece of at most MEMBERS; `tile_count`. One block of threads each.
 extern "C" __global__ void __launch_bounds__(1024)
 list_choosers(const u32 *chosen, const u32 *lengths, u32 *list, uint4 *tiles, u32 *tile_count, int queries, int blocks,
               int heads, int room) {
@@ -63,7 +68,7 @@ list_choosers(const u32 *chosen, const u32 *lengths, u32 *list, uint4 *tiles, u3
     // Sums of entries and of tiles before each block, 1024 blocks at a time; both in one word would not do for long chunks.
     for (int from = 0; from < now.cached; from += 1024) {
         const int j = from + thread;
-        const u32 count = j < now.cached ? first[j] : 0, pieces = (count + QUERIES - 1) / QUERIES;
+        const u32 count = j < now.cached ? first[j] : 0, pieces = (count + MEMBERS - 1) / MEMBERS;
         u32 before[2];
 #pragma unroll
         for (int what = 0; what < 2; what++) {
@@ -84,7 +89,7 @@ list_choosers(const u32 *chosen, const u32 *lengths, u32 *list, uint4 *tiles, u3
         }
         if (j < now.cached) first[j] = before[0];
         for (u32 i = 0; i < pieces; i++)
-            tile[before[1] + i] = make_uint4(j, before[0] + i * QUERIES, min(count - i * QUERIES, u32(QUERIES)), 0);
+            tile[before[1] + i] = make_uint4(j, before[0] + i * MEMBERS, min(count - i * MEMBERS, u32(MEMBERS)), 0);
         __syncthreads();
     }
     if (thread == 0) tile_count[at] = carry[1];
@@ -177,96 +182,114 @@ __device__ __forceinline__ void add_values(float (&o)[HEAD_DIM / 8][4], const Sc
 
 // ---- blocks, each for the queries that chose it ----
 
+// Rows of a block that a warp turns at a time, each thread a unit of one.
+#define TURN_ROWS (32 / TURN_UNITS)
+
+// Turns the keys of a block by their offsets. A thread's keys are TURN_ROWS apart, so its angles grow by the same each time,
+// and no table is read: `angles` only says where they begin and how they grow.
+__device__ __forceinline__ void turn_block(unsigned char *keys, const float2 *angles, int lane) {
+    const int unit = lane % TURN_UNITS, first = lane / TURN_UNITS;
+    if (first >= min(TURN_ROWS, BLOCK)) return;
+    UnitAngles at = unit_angles(angles + first * (HEAD_DIM / 2), unit);
+    const UnitAngles by = unit_angles(angles + min(TURN_ROWS, BLOCK - 1) * (HEAD_DIM / 2), unit);
+#pragma unroll 2
+    for (int row = first; row < BLOCK; row += TURN_ROWS) {
+        turn_unit<X_T>(keys + row * K_STRIDE, unit, at);
+#pragma unroll
+        for (int i = 0; i < TURN_PAIRS / 2; i++) {
+            const float4 a = at.of[i], b = by.of[i];
+            at.of[i] = make_float4(a.x * b.x - a.y * b.y, a.y * b.x + a.x * b.y, a.z * b.z - a.w * b.w, a.w * b.z + a.z * b.w);
+        }
+    }
+}
+
 // Result of a slot: (B, H, T, k, HEAD_DIM) as fragments, and the landmark's score (B, H, T, k).
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values, const u32 *lengths, const float2 *angles,
               const u32 *list, const uint4 *tiles, const u32 *tile_count, Bits *parts, float *marks, int queries,
               int blocks, int heads, int kv_heads, int room) {
-    extern __shared__ __align__(128) unsigned char shared[]; // 2 x (keys, values), queries
-    unsigned char *turned_q = shared + 2 * TILE_BYTES;
+    extern __shared__ __align__(128) unsigned char shared[]; // for each warp: keys, values, queries
     const int h = blockIdx.y, b = blockIdx.z, at = b * heads + h, hk = h / (heads / kv_heads), slots = blocks + 1;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    unsigned char *k = shared + warp * (TILE_BYTES + MEMBERS * K_STRIDE), *v = k + ROWS * K_STRIDE, *turned_q = k + TILE_BYTES;
     wait_for_launch_ahead();
     let_launch_behind_begin();
     const State now = state_of(lengths[b], BLOCK, blocks, TOPK, ORIGIN);
-    const int count = tile_count[at];
+    const int count = tile_count[at], step = gridDim.x * WARPS;
     const uint4 *mine = tiles + (i64)at * room;
     const u32 *entries = list + (i64)at * queries * TOPK;
-    auto copy_tile = [&](int i, int buffer) {
-        if (i < count) {
-            const int slot = (now.oldest + int(mine[i].x)) % slots;
-            const i64 page = (((i64)b * slots + slot) * kv_heads + hk) * BLOCK * HEAD_DIM;
-            unsigned char *k = shared + buffer * TILE_BYTES, *v = k + ROWS * K_STRIDE;
-            for (int c = threadIdx.x; c < ROWS * CHUNKS; c += THREADS) {
-                const int row = c / CHUNKS, column = c % CHUNKS, from = min(row, BLOCK - 1);
-                copy_async(shared_address(k + row * K_STRIDE + column * 16), keys + page + from * HEAD_DIM + column * 8,
-                           row < BLOCK);
-                copy_async(shared_address(v + row * V_STRIDE + column * 16), values + page + from * HEAD_DIM + column * 8,
-                           row < BLOCK - 1);
-            }
+    auto tile_at = [&](int i) { return i < count ? mine[i] : make_uint4(0, 0, 0, 0); };
+    // Lane r has the entry of row r.
+    auto entry_of = [&](const uint4 &tile) { return lane < int(tile.z) ? entries[tile.y + lane] : 0; };
+    auto page_of = [&](const uint4 &tile) {
+        return (((i64)b * slots + (now.oldest + int(tile.x)) % slots) * kv_heads + hk) * BLOCK * HEAD_DIM;
+    };
+    int i = warp * gridDim.x + blockIdx.x;
+    uint4 tile = tile_at(i), next = tile_at(i + step);
+    u32 entry = entry_of(tile);
+#pragma unroll 1
+    for (; i < count; i += step) {
+        const int members = tile.z, later = int(tile.x) >= now.old ? 1 : 0;
+        const i64 page = page_of(tile);
+#pragma unroll 4
+        for (int c = lane; c < ROWS * CHUNKS; c += 32) {
+            const int row = c / CHUNKS, column = c % CHUNKS, from = min(row, BLOCK - 1);
+            copy_async(shared_address(k + row * K_STRIDE + column * 16), keys + page + from * HEAD_DIM + column * 8, row < BLOCK);
+            copy_async(shared_address(v + row * V_STRIDE + column * 16), values + page + from * HEAD_DIM + column * 8,
+                       row < BLOCK - 1);
+        }
+        // Zeros behind the last query.
+        for (int c = lane; c < MEMBERS * CHUNKS; c += 32) {
+            const int row = c / CHUNKS, column = c % CHUNKS;
+            const u32 query = __shfl_sync(0xffffffffu, entry, row) / TOPK;
+            copy_async(shared_address(turned_q + row * K_STRIDE + column * 16),
+                       q + ((i64)b * queries + query) * q_stride + h * HEAD_DIM + column * 8, row < members);
         }
         commit_copies();
-    };
-    copy_tile(blockIdx.x, 0);
-    int buffer = 0;
-#pragma unroll 1
-    for (int i = blockIdx.x; i < count; i += gridDim.x, buffer ^= 1) {
-        const uint4 tile = mine[i];
-        const int members = tile.z, later = int(tile.x) >= now.old ? 1 : 0;
-        // The queries, turned by their slots; zeros up to the rows of a warp.
-        for (int c = threadIdx.x; c < (members + 15) / 16 * 16 * TURN_UNITS; c += THREADS) {
-            const int row = c / TURN_UNITS, unit = c % TURN_UNITS;
-            unsigned char *to = turned_q + row * K_STRIDE;
-            if (row >= members) {
-                *reinterpret_cast<uint4 *>(to + unit * 16) = make_uint4(0, 0, 0, 0);
-                if (STYLE == 1) *reinterpret_cast<uint4 *>(to + unit * 16 + HEAD_DIM) = make_uint4(0, 0, 0, 0);
-                continue;
-            }
-            const u32 entry = entries[tile.y + row];
-            const Bits *from = q + ((i64)b * queries + entry / TOPK) * q_stride + h * HEAD_DIM;
-            *reinterpret_cast<uint4 *>(to + unit * 16) = *reinterpret_cast<const uint4 *>(from + unit * 8);
-            if (STYLE == 1)
-                *reinterpret_cast<uint4 *>(to + unit * 16 + HEAD_DIM) =
-                    *reinterpret_cast<const uint4 *>(from + unit * 8 + HEAD_DIM / 2);
-            turn_unit<X_T>(to, unit, angles + (BLOCK + entry % TOPK + later) * (HEAD_DIM / 2));
+        // What comes next comes nearer meanwhile.
+        if (lane == 0 && i + step < count) {
+            prefetch_bulk(keys + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
+            prefetch_bulk(values + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
         }
+        const uint4 after = tile_at(i + 2 * step);
+        const u32 next_entry = entry_of(next);
         wait_copies<0>();
-        __syncthreads();
-        copy_tile(i + gridDim.x, buffer ^ 1);
-        unsigned char *k = shared + buffer * TILE_BYTES, *v = k + ROWS * K_STRIDE;
-        for (int c = threadIdx.x; c < BLOCK * TURN_UNITS; c += THREADS)
-            turn_unit<X_T>(k + c / TURN_UNITS * K_STRIDE, c % TURN_UNITS, angles + c / TURN_UNITS * (HEAD_DIM / 2));
-        __syncthreads();
-        if (warp * 16 < members) {
-            uint4 a[STEPS], a8[STEPS];
-#pragma unroll
-            for (int s = 0; s < STEPS; s++) {
-                a[s] = fragment(turned_q, warp * 16 + g, s, t);
-                a8[s] = fragment(turned_q, warp * 16 + g + 8, s, t);
-            }
-            Scores p;
-            score_tile(p, a, a8, k, g, t);
-            const int seen[2] = {BLOCK - 1, BLOCK - 1};
-            float top[2], sum[2], mark[2], o[HEAD_DIM / 8][4] = {};
-            weigh_tile(p, seen, t, top, sum, mark);
-            const float scale[2] = {1.0f / sum[0], 1.0f / sum[1]};
-            add_values(o, p, scale, v);
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const int row = warp * 16 + g + r * 8;
-                if (row >= members) continue;
-                const i64 to = (i64)at * queries * TOPK + entries[tile.y + row];
-                if (t == 0) marks[to] = mark[r];
-                uint4 *part = reinterpret_cast<uint4 *>(parts + to * HEAD_DIM + t * (HEAD_DIM / 4));
-#pragma unroll
-                for (int n = 0; n < HEAD_DIM / 32; n++)
-                    part[n] = make_uint4(pack<X_T>(o[4 * n][2 * r], o[4 * n][2 * r + 1]),
-                                         pack<X_T>(o[4 * n + 1][2 * r], o[4 * n + 1][2 * r + 1]),
-                                         pack<X_T>(o[4 * n + 2][2 * r], o[4 * n + 2][2 * r + 1]),
-                                         pack<X_T>(o[4 * n + 3][2 * r], o[4 * n + 3][2 * r + 1]));
-            }
+        __syncwarp();
+        for (int first = 0; first < members * TURN_UNITS; first += 32) {
+            const int c = first + lane, row = min(c / TURN_UNITS, MEMBERS - 1);
+            const u32 slot = __shfl_sync(0xffffffffu, entry, row) % TOPK;
+            if (c < members * TURN_UNITS)
+                turn_unit<X_T>(turned_q + row * K_STRIDE, c % TURN_UNITS,
+                               unit_angles(angles + (BLOCK + slot + later) * (HEAD_DIM / 2), c % TURN_UNITS));
         }
-        __syncthreads(); // the queries' tile is free again
+        turn_block(k, angles, lane);
+        __syncwarp();
+        uint4 a[STEPS], a8[STEPS];
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) a[s] = fragment(turned_q, g, s, t), a8[s] = fragment(turned_q, g + 8, s, t);
+        Scores p;
+        score_tile(p, a, a8, k, g, t);
+        const int seen[2] = {BLOCK - 1, BLOCK - 1};
+        float top[2], sum[2], mark[2], o[HEAD_DIM / 8][4] = {};
+        weigh_tile(p, seen, t, top, sum, mark);
+        const float scale[2] = {1.0f / sum[0], 1.0f / sum[1]};
+        add_values(o, p, scale, v);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = g + r * 8;
+            const i64 to = (i64)at * queries * TOPK + __shfl_sync(0xffffffffu, entry, row);
+            if (row >= members) continue;
+            if (t == 0) marks[to] = mark[r];
+            uint4 *part = reinterpret_cast<uint4 *>(parts + to * HEAD_DIM + t * (HEAD_DIM / 4));
+#pragma unroll
+            for (int n = 0; n < HEAD_DIM / 32; n++)
+                part[n] = make_uint4(pack<X_T>(o[4 * n][2 * r], o[4 * n][2 * r + 1]),
+                                     pack<X_T>(o[4 * n + 1][2 * r], o[4 * n + 1][2 * r + 1]),
+                                     pack<X_T>(o[4 * n + 2][2 * r], o[4 * n + 2][2 * r + 1]),
+                                     pack<X_T>(o[4 * n + 3][2 * r], o[4 * n + 3][2 * r + 1]));
+        }
+        __syncwarp(); // the tile may be overwritten
+        tile = next, next = after, entry = next_entry;
     }
 }
 

@@ -45,42 +45,47 @@ __device__ __forceinline__ void values_of_16(u32 (&v)[4], const unsigned char *t
                  : "memory");
 }
 
-// Turns a pair of values of a 16-bit type by two angles.
-template <int TYPE> __device__ __forceinline__ void turn2(u32 &x, u32 &y, float2 a, float2 b) {
-    const float x0 = low<TYPE>(x), x1 = high<TYPE>(x), y0 = low<TYPE>(y), y1 = high<TYPE>(y);
-    x = pack<TYPE>(x0 * a.x - y0 * a.y, x1 * b.x - y1 * b.y);
-    y = pack<TYPE>(y0 * a.x + x0 * a.y, y1 * b.x + x1 * b.y);
+// Units into which the turn of a row falls, 8 columns and their 8 partners, or 8 columns that are 4 pairs; and pairs of a unit.
+#define TURN_UNITS (STYLE == 0 ? CHUNKS : CHUNKS / 2)
+#define TURN_PAIRS (STYLE == 0 ? 4 : 8)
+
+// Cosine and sine of two pairs in each vector.
+struct UnitAngles {
+    float4 of[TURN_PAIRS / 2];
+};
+
+// Those of a unit, from a row of a table (HEAD_DIM / 2): cosine, sine.
+__device__ __forceinline__ UnitAngles unit_angles(const float2 *row, int unit) {
+    UnitAngles by;
+#pragma unroll
+    for (int i = 0; i < TURN_PAIRS / 2; i++) by.of[i] = reinterpret_cast<const float4 *>(row + unit * TURN_PAIRS)[i];
+    return by;
 }
 
-// Units into which the turn of a row falls, and the turn of one of them: 8 columns and their 8 partners, or 8 columns
-// that are 4 pairs. `angles` (HEAD_DIM / 2): cosine, sine.
-#define TURN_UNITS (STYLE == 0 ? CHUNKS : CHUNKS / 2)
-template <int TYPE> __device__ __forceinline__ void turn_unit(unsigned char *row, int unit, const float2 *angles) {
+// Turns a unit of a row.
+template <int TYPE> __device__ __forceinline__ void turn_unit(unsigned char *row, int unit, const UnitAngles &by) {
     uint4 *at = reinterpret_cast<uint4 *>(row + unit * 16);
-    uint4 x = *at;
-    if (STYLE == 0) {
-        const float4 a = reinterpret_cast<const float4 *>(angles + unit * 4)[0],
-                     b = reinterpret_cast<const float4 *>(angles + unit * 4)[1];
-        u32 w[4] = {x.x, x.y, x.z, x.w};
-        const float2 by[4] = {make_float2(a.x, a.y), make_float2(a.z, a.w), make_float2(b.x, b.y), make_float2(b.z, b.w)};
+    const uint4 x = *at;
+    u32 w[4] = {x.x, x.y, x.z, x.w};
+    if constexpr (STYLE == 0) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float p = low<TYPE>(w[i]), q = high<TYPE>(w[i]);
-            w[i] = pack<TYPE>(p * by[i].x - q * by[i].y, q * by[i].x + p * by[i].y);
+            const float cos = i % 2 ? by.of[i / 2].z : by.of[i / 2].x, sin = i % 2 ? by.of[i / 2].w : by.of[i / 2].y;
+            w[i] = pack<TYPE>(p * cos - q * sin, q * cos + p * sin);
         }
-        *at = make_uint4(w[0], w[1], w[2], w[3]);
     } else {
         uint4 *partner = reinterpret_cast<uint4 *>(row + unit * 16 + HEAD_DIM);
-        uint4 y = *partner;
-        const float4 *by = reinterpret_cast<const float4 *>(angles + unit * 8);
-        float4 a = by[0];
-        turn2<TYPE>(x.x, y.x, make_float2(a.x, a.y), make_float2(a.z, a.w));
-        a = by[1];
-        turn2<TYPE>(x.y, y.y, make_float2(a.x, a.y), make_float2(a.z, a.w));
-        a = by[2];
-        turn2<TYPE>(x.z, y.z, make_float2(a.x, a.y), make_float2(a.z, a.w));
-        a = by[3];
-        turn2<TYPE>(x.w, y.w, make_float2(a.x, a.y), make_float2(a.z, a.w));
-        *at = x, *partner = y;
+        const uint4 y = *partner;
+        u32 z[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float4 a = by.of[i];
+            const float x0 = low<TYPE>(w[i]), x1 = high<TYPE>(w[i]), y0 = low<TYPE>(z[i]), y1 = high<TYPE>(z[i]);
+            w[i] = pack<TYPE>(x0 * a.x - y0 * a.y, x1 * a.z - y1 * a.w);
+            z[i] = pack<TYPE>(y0 * a.x + x0 * a.y, y1 * a.z + x1 * a.w);
+        }
+        *partner = make_uint4(z[0], z[1], z[2], z[3]);
     }
+    *at = make_uint4(w[0], w[1], w[2], w[3]);
 }

@@ -11,15 +11,17 @@ use landmark_core::{Cols, DType, Result};
 
 const CHOICE: &str = "landmark_choice.cu";
 const ATTENTION: &str = "retrieval_prefill.cu";
-/// As in the kernel files: threads of a block, queries and landmarks of a tile.
+/// As in the kernel files: threads of a block, queries and landmarks of a tile, queries of a warp's tile.
 const THREADS: u32 = 128;
 const TILE: usize = 64;
+const MEMBERS: usize = 16;
 /// Fewer queries are served by the kernels for any chunk.
 const FEWEST_QUERIES: usize = 16;
 const MOST_TOP_K: usize = 8;
-const MOST_SHARED: usize = 160 * 1024;
-/// Blocks of threads of `attend_blocks` for each multiprocessor: those that are resident, twice.
+/// Blocks of threads of `attend_blocks` for each multiprocessor, on which one is resident.
 const BLOCKS_EACH: usize = 4;
+/// Warps of such a block, at most.
+const MOST_WARPS: usize = 8;
 
 fn key_stride(m: &MemoryShape) -> usize {
     let row = m.head_dim * 2;
@@ -31,9 +33,26 @@ fn tile_bytes(m: &MemoryShape) -> usize {
     m.block.next_multiple_of(16) * (key_stride(m) + m.head_dim * 2 + 16)
 }
 
-fn attend_defines(x: DType, m: &MemoryShape, style: RopeStyle, choice: bool, shares: bool) -> Defines {
+/// Bytes of shared memory of a warp of `attend_blocks`.
+fn warp_bytes(m: &MemoryShape) -> usize {
+    tile_bytes(m) + MEMBERS * key_stride(m)
+}
+
+/// Warps of a block of `attend_blocks` that fit in so much shared memory.
+fn warps(m: &MemoryShape, shared: usize) -> usize {
+    (shared / warp_bytes(m)).min(MOST_WARPS)
+}
+
+fn attend_defines(
+    x: DType,
+    m: &MemoryShape,
+    style: RopeStyle,
+    choice: bool,
+    shares: bool,
+    warps: usize,
+) -> Defines {
     let defines = score_defines(x, m, style).set("ORIGIN", origin_code(m.origin));
-    defines.flag("CHOICE", choice).flag("SHARES", shares)
+    defines.flag("CHOICE", choice).flag("SHARES", shares).set("WARPS", warps)
 }
 
 /// Whether heads of this type and width can be cut into fragments.
@@ -124,8 +143,8 @@ pub(super) fn try_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Re
         && h.queries >= FEWEST_QUERIES
         && [op.q, op.k, op.v].iter().all(|&cols| is_aligned(c, cols))
         && op.shares.is_none_or(|s| c.dtype(s) == DType::F32)
-        && 2 * tile_bytes(&m) + TILE * key_stride(&m) <= MOST_SHARED
-        && choosers <= MOST_SHARED;
+        && 2 * tile_bytes(&m) <= c.shared_per_block()
+        && choosers <= c.shared_per_block();
     if fits {
         launch_attention(op, x, c)?;
     }
@@ -135,13 +154,14 @@ pub(super) fn try_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Re
 fn launch_attention(op: &RetrievalAttention, x: DType, c: &mut Compiler<'_>) -> Result<()> {
     let (m, h) = (op.memory, op.heads);
     let choice = op.chosen.is_some() && m.top_k > 0 && m.blocks > 0;
-    let defines = attend_defines(x, &m, op.style, choice, op.shares.is_some() && m.top_k > 0);
+    let warps = warps(&m, c.shared_per_block());
+    let defines = attend_defines(x, &m, op.style, choice, op.shares.is_some() && m.top_k > 0, warps);
     let entries = h.batch * h.heads * h.queries * m.top_k;
     let (mut parts, mut marks) = (0, 0);
     if choice {
         parts = c.workspace((entries * m.head_dim * x.size()) as u64);
         marks = c.workspace((entries * 4) as u64);
-        launch_blocks(op, &defines, (parts, marks), c)?;
+        launch_blocks(op, &defines, warps, (parts, marks), c)?;
     }
     let kernel = c.kernel(ATTENTION, "attend_local", defines)?;
     let args = args![
@@ -173,13 +193,14 @@ fn launch_attention(op: &RetrievalAttention, x: DType, c: &mut Compiler<'_>) -> 
 fn launch_blocks(
     op: &RetrievalAttention,
     defines: &Defines,
+    warps: usize,
     (parts, marks): (u64, u64),
     c: &mut Compiler<'_>,
 ) -> Result<()> {
     let (m, h) = (op.memory, op.heads);
     let (heads, of_head) = (h.batch * h.heads, h.queries * m.top_k);
-    // Pieces of at most TILE queries: at worst one for each block, and one more for each TILE entries.
-    let room = m.blocks.min(of_head) + of_head / TILE;
+    // Pieces of at most MEMBERS queries: at worst one for each block, and one more for each MEMBERS entries.
+    let room = m.blocks.min(of_head) + of_head / MEMBERS;
     let angles = c.workspace(((m.block + m.top_k + 2) * m.head_dim / 2 * 8) as u64);
     let list = c.workspace((heads * of_head * 4) as u64);
     let tiles = c.workspace((heads * room * 16) as u64);
@@ -222,10 +243,12 @@ fn launch_blocks(
         room as i32,
     ];
     let across = (c.multiprocessors() as usize * BLOCKS_EACH / heads).clamp(1, room);
-    let shared = 2 * tile_bytes(&m) + TILE * key_stride(&m);
     let grid = [across as u32, h.heads as u32, h.batch as u32];
-    c.launch_dependent(&kernel, grid, THREADS, shared as u32, args)
+    c.launch_dependent(&kernel, grid, (warps * 32) as u32, (warps * warp_bytes(&m)) as u32, args)
 }
+
+/// Bytes of shared memory that a block can have on every GPU from 8.0 on.
+const LEAST_SHARED: usize = 99 << 10;
 
 pub(super) fn variants() -> Vec<Variant> {
     let shape = |head_dim, block, top_k, origin| sample(1, head_dim, block, top_k, origin);
@@ -241,9 +264,12 @@ pub(super) fn variants() -> Vec<Variant> {
         (DType::Bf16, &long, RopeStyle::Pairs, false),
     ] {
         all.push(Variant::new(CHOICE, score_defines(x, m, style)));
-        all.push(Variant::new(ATTENTION, attend_defines(x, m, style, true, shares)));
+        all.push(Variant::new(ATTENTION, attend_defines(x, m, style, true, shares, warps(m, LEAST_SHARED))));
     }
-    all.push(Variant::new(ATTENTION, attend_defines(DType::Bf16, &seven, RopeStyle::Halves, false, false)));
+    all.push(Variant::new(
+        ATTENTION,
+        attend_defines(DType::Bf16, &seven, RopeStyle::Halves, false, false, warps(&seven, LEAST_SHARED)),
+    ));
     all.push(Variant::new(
         CHOICE,
         score_defines(DType::Bf16, &shape(256, 64, 5, Origin::BlocksSeen), RopeStyle::Halves),
