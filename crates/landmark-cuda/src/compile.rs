@@ -18,6 +18,7 @@ macro_rules! embedded {
 /// Headers that kernels include by name.
 static HEADERS: &[(&str, &str)] = &embedded![
     "attention_tile.cuh",
+    "cluster.cuh",
     "common.cuh",
     "element.cuh",
     "hopper.cuh",

@@ -15,11 +15,13 @@
 // An earlier block gives its inner softmax's output and the score of its landmark; the query's own block gives its
 // output and the log of its sum. Then both are weighed alike: exp(score - M) / sum.
 //
-// Stores nothing that anybody could still read: the slot of the unfinished block belongs to this head's cluster, which
-// has passed its second barrier by then. With grouped queries, several clusters read one key head, and -DAPPEND=0.
+// Stores nothing that anybody could still read: the slot of the unfinished block belongs to this head's cluster. Several tokens
+// may begin another block, in the slot of one that is still read until the last barrier; a single one is stored as soon as a
+// block of threads has nothing else to do. With grouped queries, several clusters read one key head, and -DAPPEND=0.
 //
 // -HEAD_DIM: X_T (q, k, v, rings, landmarks, out), HEAD_DIM, BLOCK, TOPK, TOKENS (queries, <= 4), STYLE (0 pairs, 1 halves),
 //     ORIGIN (0 blocks seen, 1 blocks retrieved), APPEND, SHARES, CACHED, RANKS (1, 2, 4 or 8).
+#include "cluster.cuh"
 #include "element.cuh"
 #include "rotary.cuh"
 
@@ -39,31 +41,11 @@
 #define ITEMS (TOPK + 2)
 // Queries whose results one block gathers: t belongs to rank t % RANKS.
 #define OWNED ((TOKENS + RANKS - 1) / RANKS)
+// Landmarks of a block of threads among which the best are found by comparing all with all.
+#define COUNTED 128
 
 typedef Element<X_T> X;
 typedef X::Bits Bits;
-
-#if RANKS > 1
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// A place in the shared memory of a block of the cluster.
-__device__ __forceinline__ u32 at_rank(const void *p, int rank) {
-    u32 to;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
-    return to;
-}
-__device__ __forceinline__ void push(u32 to, float x) {
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
-}
-__device__ __forceinline__ void push(u32 to, uint2 x) {
-    asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x.x), "r"(x.y) : "memory");
-}
-#else
-__device__ __forceinline__ void cluster_arrive() {}
-__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
-template <class Item> __device__ __forceinline__ Item *at_rank(Item *p, int) { return p; }
-template <class Item> __device__ __forceinline__ void push(Item *to, Item x) { *to = x; }
-#endif
 
 // By one warp: the best TOPK of `count` entries, best first; of equal scores the lower number counts as the better one.
 // `entry` gives the score of an entry, as an ordered integer, and its number; `take` gets what is found, round by round.
@@ -89,8 +71,29 @@ __device__ __forceinline__ void best_entries(int count, int lane, const Entry &e
     }
 }
 
+// By all threads: those of `count` entries than which fewer than TOPK are better, in one pass in which every entry meets every
+// other one. `take` gets how many are better, and the entry, in one thread.
+template <class Entry, class Take>
+__device__ __forceinline__ void count_better(int count, const Entry &entry, const Take &take) {
+    const int part = threadIdx.x % 4;
+#pragma unroll 1
+    for (int from = 0; from < count; from += THREADS / 4) {
+        const int c = from + threadIdx.x / 4;
+        const uint2 mine = c < count ? entry(c) : make_uint2(0u, NO_BLOCK);
+        int better = 0;
+#pragma unroll 4
+        for (int o = part; o < count; o += 4) {
+            const uint2 other = entry(o);
+            better += other.x > mine.x || (other.x == mine.x && other.y < mine.y);
+        }
+        better += __shfl_xor_sync(0xffffffffu, better, 1);
+        better += __shfl_xor_sync(0xffffffffu, better, 2);
+        if (part == 0 && mine.y != NO_BLOCK && better < TOPK) take(better, mine);
+    }
+}
+
 // Two blocks fit a multiprocessor's registers, this one and one of the product behind it, which fills its rings meanwhile.
-extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 && HEAD_DIM <= 128 ? 2 : 1)
 retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const Bits *v, int v_stride,
                  const int *positions, const unsigned *lengths, const unsigned *counts, const float *frequencies,
                  Bits *keys, Bits *values, Bits *landmarks, Bits *out, unsigned *chosen_out, float *shares, int blocks,
@@ -106,7 +109,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     uint2 *candidates = reinterpret_cast<uint2 *>(inner + (BLOCK + 3) / 4 * 4); // (TOKENS, RANKS, TOPK)
     uint2 *of_warps = candidates + TOKENS * RANKS * TOPK;                       // (TOKENS, WARPS, TOPK)
     unsigned *chosen = reinterpret_cast<unsigned *>(of_warps + TOKENS * WARPS * TOPK); // (TOKENS, TOPK)
-    float *scores = reinterpret_cast<float *>(chosen + (TOKENS * TOPK + 3) / 4 * 4); // (TOKENS, share of the blocks)
+    u32 *scores = chosen + (TOKENS * TOPK + 3) / 4 * 4; // (TOKENS, share of the blocks): as ordered integers
 
 #if CACHED
     // Of each chosen block: its way in the cache, and whether it has to be fetched into it (-1: it is not to be kept).
@@ -156,14 +159,14 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     // The first landmarks were written by earlier steps: they arrive while the kernel before ends.
     const int part = lane % SPAN, piece = part * EPL;
     const bool has = part < LANES;
-    uint4 key[4];
+    uint4 coming[4];
     auto load_landmarks = [&](int from) {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
-            key[r] = make_uint4(0, 0, 0, 0);
+            coming[r] = make_uint4(0, 0, 0, 0);
             if (j < last && has)
-                key[r] = *reinterpret_cast<const uint4 *>(marks + (long long)slot_of(j) * HEAD_DIM + piece);
+                coming[r] = *reinterpret_cast<const uint4 *>(marks + (long long)slot_of(j) * HEAD_DIM + piece);
         }
     };
     load_landmarks(first);
@@ -196,7 +199,8 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #pragma unroll
             for (int e = 0; e < EPL; e++) away[t][e] = has ? turned[t * TURNED * HEAD_DIM + piece + e] : 0.0f;
         for (int from = first; from < last; from += 4 * ROUND_KEYS) {
-            if (from > first) load_landmarks(from);
+            const uint4 key[4] = {coming[0], coming[1], coming[2], coming[3]};
+            load_landmarks(from + 4 * ROUND_KEYS);
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 int j = from + (r * WARPS + warp) * WARP_KEYS + lane / SPAN;
@@ -215,7 +219,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
                     }
 #pragma unroll
                     for (int i = SPAN / 2; i > 0; i /= 2) s += __shfl_xor_sync(0xffffffffu, s, i);
-                    if (part == 0 && j < last) scores[t * each + j - first] = s;
+                    if (part == 0 && j < last) scores[t * each + j - first] = ordered(s);
                 }
             }
         }
@@ -223,44 +227,59 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     cluster_wait(); // every block of the cluster runs: its shared memory may be written
     __syncthreads();
 #if TOPK > 0
-    // ---- the best of each warp's share, of those the best of the block; these go to all blocks, which find the best of all
-    const int rounds = (last - first + THREADS - 1) / THREADS;
-#pragma unroll 1
-    for (int t = 0; t < TOKENS; t++) {
-        auto scored = [&](int c) {
-            int j = first + c / 32 * THREADS + warp * 32 + c % 32;
-            return j < last ? make_uint2(ordered(scores[t * each + j - first]), unsigned(j)) : make_uint2(0u, NO_BLOCK);
+    // ---- the best of this block's share; these go to all blocks, which find the best of all
+    const int entries = last - first;
+    auto to_all = [&](int t) {
+        return [&, t](int place, uint2 best) {
+            for (int to = 0; to < RANKS; to++) push(at_rank(candidates + (t * RANKS + rank) * TOPK + place, to), best);
         };
-        best_entries(rounds * 32, lane, scored, [&](int i, uint2 best) {
-            if (lane == 0) of_warps[(t * WARPS + warp) * TOPK + i] = best;
-        });
-    }
-    __syncthreads();
+    };
+    // Where there are fewer than k.
+    if (thread < TOPK && thread >= entries)
+        for (int t = 0; t < TOKENS; t++) to_all(t)(thread, make_uint2(0u, NO_BLOCK));
+    if (share <= COUNTED) {
 #pragma unroll 1
-    for (int t = warp; t < TOKENS; t += WARPS) {
-        const uint2 *from = of_warps + t * WARPS * TOPK;
-        best_entries(WARPS * TOPK, lane, [&](int c) { return from[c]; }, [&](int i, uint2 best) {
-            if (lane < RANKS) push(at_rank(candidates + (t * RANKS + rank) * TOPK + i, lane), best);
-        });
+        for (int t = 0; t < TOKENS; t++)
+            count_better(entries, [&](int c) { return make_uint2(scores[t * each + c], u32(first + c)); }, to_all(t));
+    } else {
+        // First the best of each warp's part.
+        const int rounds = (entries + THREADS - 1) / THREADS;
+#pragma unroll 1
+        for (int t = 0; t < TOKENS; t++) {
+            auto scored = [&](int c) {
+                int j = first + c / 32 * THREADS + warp * 32 + c % 32;
+                return j < last ? make_uint2(scores[t * each + j - first], u32(j)) : make_uint2(0u, NO_BLOCK);
+            };
+            best_entries(rounds * 32, lane, scored, [&](int i, uint2 best) {
+                if (lane == 0) of_warps[(t * WARPS + warp) * TOPK + i] = best;
+            });
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int t = 0; t < TOKENS; t++)
+            count_better(WARPS * TOPK, [&](int c) { return of_warps[t * WARPS * TOPK + c]; }, to_all(t));
     }
     cluster_arrive();
     cluster_wait();
+    u32 *winners = reinterpret_cast<u32 *>(of_warps); // (TOKENS, TOPK), best first
+    for (int i = thread; i < TOKENS * TOPK; i += THREADS)
+        if (i % TOPK >= cached) winners[i] = NO_BLOCK;
 #pragma unroll 1
-    for (int t = warp; t < TOKENS; t += WARPS) {
-        const uint2 *from = candidates + t * RANKS * TOPK;
-        unsigned mine = NO_BLOCK; // lane i has the i-th best
-        best_entries(RANKS * TOPK, lane, [&](int c) { return from[c]; }, [&](int i, uint2 best) {
-            if (lane == i) mine = best.y;
-        });
-        // In time order; queries that are padding choose nothing.
-        const bool real = t < int(counts[b]);
+    for (int t = 0; t < TOKENS; t++)
+        count_better(RANKS * TOPK, [&](int c) { return candidates[t * RANKS * TOPK + c]; },
+                     [&](int place, uint2 best) { winners[t * TOPK + place] = best.y; });
+    __syncthreads();
+    // In time order; queries that are padding choose nothing.
+    for (int i = thread; i < TOKENS * TOPK; i += THREADS) {
+        const int t = i / TOPK, o = i % TOPK;
+        const u32 mine = winners[i];
         int at = 0;
 #pragma unroll
-        for (int o = 0; o < TOPK; o++) {
-            unsigned other = __shfl_sync(0xffffffffu, mine, o);
-            at += other < mine || (other == mine && o < lane);
+        for (int p = 0; p < TOPK; p++) {
+            const u32 other = winners[t * TOPK + p];
+            at += other < mine || (other == mine && p < o);
         }
-        if (lane < TOPK) chosen[t * TOPK + at] = real ? mine : NO_BLOCK;
+        chosen[t * TOPK + at] = t < int(counts[b]) ? mine : NO_BLOCK;
     }
     __syncthreads();
     if (chosen_out && rank == 0)
@@ -438,6 +457,19 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), outer);
         __syncthreads();
     }
+    // ---- the new keys and values, without positions
+    auto append = [&]() {
+        if (!APPEND || rank != RANKS - 1) return;
+        const int count = min(int(counts[b]), TOKENS);
+        for (int i = thread; i < count * HEAD_DIM; i += THREADS) {
+            int t = i / HEAD_DIM, e = i % HEAD_DIM, position = length + t, slot = position / BLOCK % slots, o = position % BLOCK;
+            Bits key = k[(long long)(b * TOKENS + t) * k_stride + hk * HEAD_DIM + e];
+            keys[page_of(slot) + o * HEAD_DIM + e] = key;
+            values[page_of(slot) + o * HEAD_DIM + e] = v[(long long)(b * TOKENS + t) * v_stride + hk * HEAD_DIM + e];
+            if (o == BLOCK - 1) landmarks[((long long)(b * kv_heads + hk) * slots + slot) * HEAD_DIM + e] = key;
+        }
+    };
+    if (TOKENS == 1) append();
     cluster_arrive();
     cluster_wait();
 
@@ -475,15 +507,5 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         if (thread == 0) hands[b * heads + h] = next_hand;
     }
 #endif
-    // ---- the new keys and values, without positions
-    if (APPEND && rank == RANKS - 1) {
-        const int count = min(int(counts[b]), TOKENS);
-        for (int i = thread; i < count * HEAD_DIM; i += THREADS) {
-            int t = i / HEAD_DIM, e = i % HEAD_DIM, position = length + t, slot = position / BLOCK % slots, o = position % BLOCK;
-            Bits key = k[(long long)(b * TOKENS + t) * k_stride + hk * HEAD_DIM + e];
-            keys[page_of(slot) + o * HEAD_DIM + e] = key;
-            values[page_of(slot) + o * HEAD_DIM + e] = v[(long long)(b * TOKENS + t) * v_stride + hk * HEAD_DIM + e];
-            if (o == BLOCK - 1) landmarks[((long long)(b * kv_heads + hk) * slots + slot) * HEAD_DIM + e] = key;
-        }
-    }
+    if (TOKENS > 1) append();
 }
