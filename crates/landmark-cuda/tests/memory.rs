@@ -309,6 +309,15 @@ fn short_steps() -> Vec<Step> {
         // Fewer blocks than are wanted; a landmark as the only query.
         Step { memory: shape(1, 9, 12, 8, 2, 96), lengths: vec![12 * 3 + 11], ..base.clone() },
         Step { memory: shape(1, 9, 12, 8, 2, 96), lengths: vec![0], ..base.clone() },
+        // More landmarks than a block of threads compares all with all.
+        Step {
+            memory: shape(1, 1300, 4, 3, 1, 32),
+            heads: 1,
+            lengths: vec![4 * 1290 + 2],
+            tokens: 2,
+            counts: vec![2],
+            ..base.clone()
+        },
         // A width whose last lanes are idle.
         Step { memory: shape(1, 20, 16, 2, 2, 80), lengths: vec![16 * 18 + 3], style: Pairs, ..base },
     ]
