@@ -13,7 +13,6 @@ constexpr int V = COLS % 8 == 0 ? 8 : COLS % 4 == 0 ? 4 : 1;
 extern "C" __global__ void __launch_bounds__(THREADS)
 embed(const u32 *tokens, const storage<TABLE_T> *table, storage<OUT_T> *out, int n, u32 vocabulary, u64 *status, u32 check) {
     wait_for_launch_ahead();
-    let_launch_behind_begin();
     constexpr int VECTORS = COLS / V;
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= (i64)n * VECTORS) return;

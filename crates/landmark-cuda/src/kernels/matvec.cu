@@ -106,8 +106,9 @@ matvec(const Weight *w0, void *out0, const void *bias0, int rows0, const Weight 
     let_launch_behind_begin();
 
     const int rows = SWIGLU ? s0.rows : s0.rows + (SEGMENTS > 1 ? s1.rows : 0) + (SEGMENTS > 2 ? s2.rows : 0);
-    const int first = int((long long)rows * blockIdx.x / gridDim.x);
-    const int last = int((long long)rows * (blockIdx.x + 1) / gridDim.x);
+    // 32 bits do: a matrix of 2^31 / 1024 rows has more bytes than any GPU.
+    const int first = u32(rows) * blockIdx.x / gridDim.x;
+    const int last = u32(rows) * (blockIdx.x + 1) / gridDim.x;
     const int tiles = (last - first + TILE - 1) / TILE;
     const int steps = k / 32, begin = steps * warp / WARPS, count = steps * (warp + 1) / WARPS - begin;
     const int total = tiles * count;
@@ -143,7 +144,8 @@ matvec(const Weight *w0, void *out0, const void *bias0, int rows0, const Weight 
         }
         commit_copies();
     };
-#pragma unroll
+    // Rolled up, as all that runs once: the kernels of a step together have to fit the caches of instructions.
+#pragma unroll 1
     for (int i = 0; i < DEPTH; i++) copy_next();
 #if NORM && HELD > 0
     // The norm's weights are known before the kernel ahead is done, too.

@@ -47,6 +47,9 @@
 typedef Element<X_T> X;
 typedef X::Bits Bits;
 
+// x modulo n, for x < 2 n.
+__device__ __forceinline__ int wrapped(int x, int n) { return x < n ? x : x - n; }
+
 // By one warp: the best TOPK of `count` entries, best first; of equal scores the lower number counts as the better one.
 // `entry` gives the score of an entry, as an ordered integer, and its number; `take` gets what is found, round by round.
 // Rolled up: the code runs once in a launch, and would be fetched as slowly as it runs.
@@ -128,22 +131,28 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     const int unfinished = now.unfinished, cached = now.cached, retrieved = now.retrieved, old = now.old;
     const int share = (cached + RANKS - 1) / RANKS, first = min(rank * share, cached), last = min(first + share, cached);
     const Bits *marks = landmarks + (long long)(b * kv_heads + hk) * slots * HEAD_DIM;
-    auto slot_of = [&](int j) { return (now.oldest + j) % slots; };
+    // Slots of the oldest block and of the unfinished one, and the slot of block j < cached: divisions are long.
+    const int oldest_slot = now.oldest % slots, own_slot = wrapped(oldest_slot + cached, slots);
+    auto slot_of = [&](int j) { return wrapped(oldest_slot + j, slots); };
+#pragma unroll 1
     for (int i = thread; i < (last - first) * int(HEAD_DIM * sizeof(Bits) / 128 + 1); i += THREADS) {
         int lines = HEAD_DIM * sizeof(Bits) / 128 + 1, j = first + i / lines;
         const char *line = reinterpret_cast<const char *>(marks + (long long)slot_of(j) * HEAD_DIM) + min(i % lines * 128, int(HEAD_DIM * sizeof(Bits)) - 1);
         asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
     }
+#pragma unroll 1
     for (int i = thread; i < BLOCK * (HEAD_DIM / 2); i += THREADS) {
         Angle a = angle_of(float(i / (HEAD_DIM / 2)) * frequencies[i % (HEAD_DIM / 2)]);
         table[i] = make_float2(a.cos, a.sin);
     }
 
     // Wide loads may reach behind the last choice.
+#pragma unroll 1
     for (int i = TOKENS * TOPK + thread; i < (TOKENS * TOPK + 3) / 4 * 4; i += THREADS) chosen[i] = NO_BLOCK;
 
     // Angles to the few places that a query is turned to: cosines and sines stand where what they turn is going to.
     auto turns = [&](auto &&turn) {
+#pragma unroll 1
         for (int i = thread; i < TOKENS * TURNED * (HEAD_DIM / 2); i += THREADS) {
             int pair = i % (HEAD_DIM / 2), what = i / (HEAD_DIM / 2) % TURNED, t = i / (HEAD_DIM / 2) / TURNED;
             int e = STYLE == 0 ? 2 * pair : pair, f = STYLE == 0 ? e + 1 : e + HEAD_DIM / 2;
@@ -158,7 +167,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     });
     // The first landmarks were written by earlier steps: they arrive while the kernel before ends.
     const int part = lane % SPAN, piece = part * EPL;
-    const bool has = part < LANES;
+    const bool has = LANES == SPAN || part < LANES;
     uint4 coming[4];
     auto load_landmarks = [&](int from) {
 #pragma unroll
@@ -173,13 +182,14 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #if !CACHED
     // So do the earlier keys of the query's own block.
     if (thread == 0 && rank == TOPK % RANKS && unfinished > 0) {
-        const long long own = ((long long)(b * slots + now.seen % slots) * kv_heads + hk) * BLOCK * HEAD_DIM;
+        const long long own = ((long long)(b * slots + own_slot) * kv_heads + hk) * BLOCK * HEAD_DIM;
         prefetch_bulk(keys + own, unfinished * HEAD_DIM * sizeof(Bits));
         prefetch_bulk(values + own, unfinished * HEAD_DIM * sizeof(Bits));
     }
 #endif
 
     wait_for_launch_ahead();
+#pragma unroll 1
     for (int i = thread; i < TOKENS * HEAD_DIM; i += THREADS)
         raw[i] = X::load(q[(long long)(b * TOKENS + i / HEAD_DIM) * q_stride + h * HEAD_DIM + i % HEAD_DIM]);
     __syncthreads();
@@ -262,6 +272,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     cluster_arrive();
     cluster_wait();
     u32 *winners = reinterpret_cast<u32 *>(of_warps); // (TOKENS, TOPK), best first
+#pragma unroll 1
     for (int i = thread; i < TOKENS * TOPK; i += THREADS)
         if (i % TOPK >= cached) winners[i] = NO_BLOCK;
 #pragma unroll 1
@@ -270,6 +281,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
                      [&](int place, uint2 best) { winners[t * TOPK + place] = best.y; });
     __syncthreads();
     // In time order; queries that are padding choose nothing.
+#pragma unroll 1
     for (int i = thread; i < TOKENS * TOPK; i += THREADS) {
         const int t = i / TOPK, o = i % TOPK;
         const u32 mine = winners[i];
@@ -283,14 +295,17 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     }
     __syncthreads();
     if (chosen_out && rank == 0)
+#pragma unroll 1
         for (int i = thread; i < TOKENS * TOPK; i += THREADS) chosen_out[(b * heads + h) * TOKENS * TOPK + i] = chosen[i];
 #endif
 
 #if CACHED
     // ---- where the chosen blocks are
     u32 *mine_tags = tags + (long long)(b * heads + h) * ways;
+#pragma unroll 1
     for (int i = thread; i < TOKENS * TOPK; i += THREADS) way_of[i] = -1, fetch[i] = 0;
     __syncthreads();
+#pragma unroll 1
     for (int w = thread; w < ways; w += THREADS) {
         u32 tag = mine_tags[w];
         for (int i = 0; i < TOKENS * TOPK; i++)
@@ -323,6 +338,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     auto page_of = [&](int slot) { return ((long long)(b * slots + slot) * kv_heads + hk) * page; };
 #if TOPK > 0 && !CACHED
     // This block's later items come nearer while it has the first one in hand.
+#pragma unroll 1
     for (int item = rank + RANKS * (thread + 1); item < TOKENS * ITEMS; item += RANKS * THREADS) {
         const int slot = item % ITEMS;
         if (slot >= min(TOPK, retrieved)) continue;
@@ -346,6 +362,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #if TOPK > 0
             unsigned j = chosen[t * TOPK + slot];
             if (j == NO_BLOCK) { // padding: the landmark's score is 0, and so is what it stands for
+#pragma unroll 1
                 for (int e = thread; e < HEAD_DIM; e += THREADS) push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), 0.0f);
                 if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), 0.0f);
                 continue;
@@ -367,7 +384,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
             at = now.start + local;
             closed = own >= (local + 1) * BLOCK;
             if (!closed) count = min(own - local * BLOCK + 1, BLOCK - 1);
-            ring = page_of(now.seen % slots);
+            ring = page_of(own_slot);
         }
         uint4 key[ROUNDS], value[ROUNDS];
 #pragma unroll
@@ -446,13 +463,14 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
         if (lane < LANES)
 #pragma unroll
             for (int e = 0; e < EPL; e++) sums[warp * HEAD_DIM + piece + e] = acc[e];
-        float outer = closed ? inner[BLOCK - 1] : top + log2f(sum);
+        const float outer = closed ? inner[BLOCK - 1] : top + log2f(sum), over = 1.0f / sum;
         __syncthreads();
+#pragma unroll 1
         for (int e = thread; e < HEAD_DIM; e += THREADS) {
             float x = 0.0f;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) x += sums[w * HEAD_DIM + e];
-            push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), x / sum);
+            push(at_rank(result + (place + slot) * HEAD_DIM + e, t % RANKS), x * over);
         }
         if (thread == 0) push(at_rank(weight + place + slot, t % RANKS), outer);
         __syncthreads();
@@ -461,8 +479,9 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     auto append = [&]() {
         if (!APPEND || rank != RANKS - 1) return;
         const int count = min(int(counts[b]), TOKENS);
+#pragma unroll 1
         for (int i = thread; i < count * HEAD_DIM; i += THREADS) {
-            int t = i / HEAD_DIM, e = i % HEAD_DIM, position = length + t, slot = position / BLOCK % slots, o = position % BLOCK;
+            int t = i / HEAD_DIM, e = i % HEAD_DIM, position = unfinished + t, slot = wrapped(own_slot + position / BLOCK, slots), o = position % BLOCK;
             Bits key = k[(long long)(b * TOKENS + t) * k_stride + hk * HEAD_DIM + e];
             keys[page_of(slot) + o * HEAD_DIM + e] = key;
             values[page_of(slot) + o * HEAD_DIM + e] = v[(long long)(b * TOKENS + t) * v_stride + hk * HEAD_DIM + e];
@@ -485,6 +504,7 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
             if (exists(i)) sum += exp2f(score[i] - top);
+#pragma unroll 1
         for (int e = thread; e < HEAD_DIM; e += THREADS) {
             float x = 0.0f;
 #pragma unroll
@@ -499,9 +519,11 @@ retrieval_decode(const Bits *q, int q_stride, const Bits *k, int k_stride, const
     // All have looked. A tag of a block that is written now is of another text that stood there before.
     if (rank == 0) {
         const u32 written = u32(length) / BLOCK + 1, last_written = u32(length + max(int(counts[b]), 1) - 1) / BLOCK + 1;
+#pragma unroll 1
         for (int w = thread; w < ways; w += THREADS)
             if (mine_tags[w] >= written && mine_tags[w] <= last_written) mine_tags[w] = 0;
         __syncthreads();
+#pragma unroll 1
         for (int i = thread; i < TOKENS * TOPK; i += THREADS)
             if (fetch[i]) mine_tags[way_of[i]] = u32(now.oldest) + chosen[i] + 1;
         if (thread == 0) hands[b * heads + h] = next_hand;
