@@ -96,6 +96,11 @@ impl Plan {
         self.assigned.get(&tensor).copied()
     }
 
+    /// Every scratch tensor and its slot, in no order.
+    pub fn assigned(&self) -> impl Iterator<Item = (Tensor, usize)> + '_ {
+        self.assigned.iter().map(|(&tensor, &slot)| (tensor, slot))
+    }
+
     /// Bytes of all slots.
     pub fn bytes(&self) -> u64 {
         self.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64).sum()

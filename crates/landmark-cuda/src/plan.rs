@@ -18,6 +18,7 @@ use landmark_core::ops::Op;
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::{Cols, DType, Error, Program, Result, Shape, Tensor};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -66,10 +67,13 @@ pub(crate) struct Compiler<'a> {
     shared: &'a Shared,
     program: &'a Program,
     arena: &'a CudaArena,
-    scratch: &'a Scratch,
+    scratch: Scratch,
     /// `None` in the first walk.
     transient: Option<u64>,
     scratch_bytes: u64,
+    /// By index: the scratch tensors of which some launch wants the address. Others need no memory: what passes inside a
+    /// launch of several ops may be the largest tensor of the program (the scores of all landmarks).
+    touched: RefCell<Vec<bool>>,
     /// Number of the op whose launcher is called.
     at: usize,
     workspace_used: u64,
@@ -125,7 +129,10 @@ impl Compiler<'_> {
     pub(crate) fn pointer(&self, tensor: Tensor) -> u64 {
         match self.info(tensor).place {
             Place::Persistent(owner) => self.arena.address(owner),
-            Place::Scratch => self.transient.unwrap_or(NOWHERE) + self.scratch.offset(tensor),
+            Place::Scratch => {
+                self.touched.borrow_mut()[tensor.index()] = true;
+                self.transient.unwrap_or(NOWHERE) + self.scratch.offset(tensor)
+            }
         }
     }
 
@@ -331,6 +338,7 @@ const UNSHARED: u64 = 256 << 20;
 ///
 /// In a small program (a step of generation) each has a place of its own: then launches that take several ops may write
 /// the last op's result while other blocks still read the first op's operands. In others they share slots.
+#[derive(Clone)]
 struct Scratch {
     plan: Option<Plan>,
     /// Of each slot, or of each tensor where there is no plan.
@@ -339,26 +347,48 @@ struct Scratch {
 }
 
 impl Scratch {
+    /// Room for all scratch tensors.
     fn new(program: &Program) -> Self {
-        let own = |t: &Info| if t.place == Place::Scratch { t.bytes() as u64 } else { 0 };
-        let (offsets, bytes) = lay_out(program.tensors().iter().map(own));
-        if bytes <= UNSHARED {
-            return Scratch { plan: None, offsets, bytes };
-        }
-        let plan = Plan::new(program);
-        let (offsets, bytes) = lay_out(plan.slots.iter().map(|s| (s.numel * s.dtype.size()) as u64));
-        Scratch { plan: Some(plan), offsets, bytes }
+        let all = vec![true; program.tensors().len()];
+        let own = Self::laid_out(program, None, &all);
+        if own.bytes <= UNSHARED { own } else { Self::laid_out(program, Some(Plan::new(program)), &all) }
+    }
+
+    /// Room for some of them, which share what they shared.
+    fn with_only(&self, program: &Program, touched: &[bool]) -> Self {
+        Self::laid_out(program, self.plan.clone(), touched)
+    }
+
+    fn laid_out(program: &Program, plan: Option<Plan>, touched: &[bool]) -> Self {
+        let wanted = |t: &Info, index: usize| {
+            if touched[index] && t.place == Place::Scratch { t.bytes() as u64 } else { 0 }
+        };
+        let (offsets, bytes) = match &plan {
+            None => lay_out(program.tensors().iter().enumerate().map(|(index, t)| wanted(t, index))),
+            Some(plan) => {
+                let mut slots = vec![0; plan.slots.len()];
+                for (tensor, slot) in plan.assigned() {
+                    slots[slot] = wanted(program.info(tensor), tensor.index()).max(slots[slot]);
+                }
+                lay_out(slots.into_iter())
+            }
+        };
+        Scratch { plan, offsets, bytes }
     }
 
     /// Whether two scratch tensors lie in the same place.
     fn share(&self, a: Tensor, b: Tensor) -> bool {
-        self.offset(a) == self.offset(b)
+        self.place(a) == self.place(b)
     }
 
     fn offset(&self, tensor: Tensor) -> u64 {
+        self.place(tensor).map_or(0, |place| self.offsets[place])
+    }
+
+    fn place(&self, tensor: Tensor) -> Option<usize> {
         match &self.plan {
-            Some(plan) => plan.slot(tensor).map_or(0, |slot| self.offsets[slot]),
-            None => self.offsets[tensor.index()],
+            Some(plan) => plan.slot(tensor),
+            None => Some(tensor.index()),
         }
     }
 }
@@ -371,9 +401,10 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
         shared,
         program,
         arena,
-        scratch: &scratch,
+        scratch: scratch.clone(),
         transient: None,
         scratch_bytes,
+        touched: RefCell::new(vec![false; program.tensors().len()]),
         at: 0,
         workspace_used: 0,
         workspace_bytes: 0,
@@ -382,10 +413,19 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
     };
     compiler.walk()?;
     shared.kernels.load(&shared.device, &compiler.wanted)?;
-    let transient = shared.transient(scratch_bytes + compiler.workspace_bytes, &program.name)?;
-    compiler.transient = Some(transient.address);
-    compiler.steps.clear();
-    compiler.walk()?;
+    let transient = loop {
+        let touched = compiler.touched.borrow().clone();
+        compiler.scratch = scratch.with_only(program, &touched);
+        compiler.scratch_bytes = compiler.scratch.bytes;
+        let transient = shared.transient(compiler.scratch_bytes + compiler.workspace_bytes, &program.name)?;
+        compiler.transient = Some(transient.address);
+        compiler.steps.clear();
+        compiler.walk()?;
+        // Both walks launch the same; if they ever should not, there is room for what was found now.
+        if *compiler.touched.borrow() == touched {
+            break transient;
+        }
+    };
     use landmark_core::ops::Operation;
     Ok(CudaPlan {
         name: program.name.clone(),
