@@ -245,20 +245,29 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
         );
     }
 
-    /// An operand in f16, read four elements at a time without a conversion.
-    pub(crate) fn vectors(&mut self, name: &str, resource: Resource) {
-        self.raw(name, "vec4<f16>", Entry::Read, resource);
+    /// An operand in f16 whose rows are whole vectors of 16 bytes: `x_oct(e, valid)`, eight elements in pairs.
+    pub(crate) fn octs(&mut self, name: &str, resource: Resource) {
+        self.raw(name, "vec4<u32>", Entry::Read, resource);
         let _ = writeln!(
             self.declarations,
-            "fn {name}_vector(e: u32, valid: u32) -> vec4<f16> {{ return {name}[e >> 2u]; }}"
+            "fn {name}_oct(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> 3u]; }}"
         );
     }
 
-    /// The same of an operand that is read in quads.
-    pub(crate) fn vectors_of_quads(&mut self, name: &str) {
-        let _ = writeln!(
+    /// The same of an operand that is read in quads: rounded to f16, and zero from element number `valid` on.
+    pub(crate) fn octs_of_quads(&mut self, name: &str) {
+        let _ = write!(
             self.declarations,
-            "fn {name}_vector(e: u32, valid: u32) -> vec4<f16> {{ return vec4<f16>({name}_quad(e, valid)); }}"
+            "fn {name}_oct(e: u32, valid: u32) -> vec4<u32> {{
+    let low = {name}_quad(e, min(valid, 4u));
+    var high = vec4<f32>(0.0);
+    if (valid > 4u) {{
+        high = {name}_quad(e + 4u, valid - 4u);
+    }}
+    return vec4<u32>(
+        pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
+}}
+"
         );
     }
 

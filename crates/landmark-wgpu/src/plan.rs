@@ -273,20 +273,14 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The same as vectors of f16, for matrix units: `x_vector`.
-    pub(crate) fn read_vectors(
-        &self,
-        k: &mut Kernel,
-        name: &str,
-        tensor: Tensor,
-        part: &Part,
-        alignment: usize,
-    ) {
-        if part.quantised.is_none() && self.dtype(tensor) == DType::F16 && alignment == 4 {
-            k.vectors(name, part.resource.clone());
+    /// The same as f16 in vectors of eight, for matrix units: `x_oct`.
+    pub(crate) fn read_octs(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
+        let (dtype, cols) = (self.dtype(tensor), self.cols(tensor));
+        if part.quantised.is_none() && dtype == DType::F16 && cols.is_multiple_of(8) {
+            k.octs(name, part.resource.clone());
         } else {
-            self.read_part(k, name, tensor, part, alignment);
-            k.vectors_of_quads(name);
+            self.read_part(k, name, tensor, part, alignment(&[cols]));
+            k.octs_of_quads(name);
         }
     }
 

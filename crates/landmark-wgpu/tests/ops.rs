@@ -6,6 +6,7 @@
 mod common;
 
 use common::{compare_on_all, devices};
+use landmark_core::lockstep::compare;
 use landmark_core::ops::*;
 use landmark_core::testing::{f32_bytes, i32_bytes, normals, u32_bytes};
 use landmark_core::{Cols, DType, Layout, Out, Recorder, Tensor};
@@ -64,6 +65,45 @@ fn products() {
                 |salt, tensor: Tensor| (tensor, f32_bytes(&normals(salt, layout.info(tensor).shape.numel())));
             let inputs = vec![values(1, a), values(2, b), values(3, bias), values(4, out)];
             compare_on_all(&r.finish(), &inputs);
+        }
+    }
+}
+
+/// In f16, which matrix units multiply where there are some: extents on both sides of their tiles and slices, rows that are
+/// whole vectors and rows that are not, and both kinds of result.
+#[test]
+fn products_of_halves() {
+    for (m, n, k) in
+        [(9, 16, 8), (17, 40, 37), (70, 130, 36), (130, 90, 72), (257, 140, 128), (300, 260, 200)]
+    {
+        for (dtype, add) in [(DType::F32, true), (DType::F16, false)] {
+            let mut layout = Layout::new();
+            let a = layout.add("a", DType::F16, [m, k]);
+            let b = layout.add("b", DType::F16, [n, k]);
+            let bias = layout.add("bias", DType::F32, [n]);
+            let out = layout.add("out", dtype, [m, n]);
+            let mut r = Recorder::new(format!("{m} x {n} x {k}, halves into {}", dtype.name()), &layout);
+            r.push(Matmul {
+                scale: 0.5,
+                out: Out { tensor: out, add },
+                ..Matmul::linear(a, b, Some(bias), out)
+            });
+            let halves = |salt, tensor: Tensor| {
+                let values = normals(salt, layout.info(tensor).shape.numel());
+                (tensor, values.iter().flat_map(|x| half::f16::from_f64(*x).to_le_bytes()).collect())
+            };
+            let mut inputs = vec![halves(1, a), halves(2, b), floats(&layout, 3, bias)];
+            if add {
+                inputs.push(floats(&layout, 4, out));
+            }
+            // What is written in f16 is rounded to it.
+            let allowed = if dtype == DType::F16 { 0.001 } else { common::tolerance("") };
+            let program = r.finish();
+            for device in devices() {
+                let divergence =
+                    pollster::block_on(compare(&program, device, &inputs, |_| allowed)).expect("a product");
+                assert_eq!(divergence, None, "{}", program.name);
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ const FEW_ROWS: usize = 8;
 const TILE: usize = 64;
 /// The same on matrix units.
 const WIDE_TILE: usize = 128;
+/// Columns of the operands that matrix units take at a time.
+const SLICE: usize = 64;
 
 /// Which kernel makes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,7 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
             let mut k = Kernel::new("matmul on matrix units", body);
             k.extension("f16");
             k.extension("wgpu_cooperative_matrix");
+            k.flag("WHOLE", c.cols(product.a).is_multiple_of(SLICE));
             k
         }
         Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
@@ -117,9 +120,9 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         }
         Way::MatrixUnits => {
             for part in c.parts(product.a)? {
-                c.read_vectors(&mut k, "a", product.a, &part, alignment);
+                c.read_octs(&mut k, "a", product.a, &part);
             }
-            c.read_vectors(&mut k, "b", product.b, part, alignment);
+            c.read_octs(&mut k, "b", product.b, part);
         }
         Way::Portable => {
             c.read(&mut k, "a", product.a, alignment)?;
