@@ -23,6 +23,8 @@ const SHORT_DEPTH: usize = 4;
 const SHORT_ROW: usize = 2048;
 const TWO_FIT: usize = 113 * 1024;
 const ONE_FITS: usize = 220 * 1024;
+/// Bytes of weights that a launch asks for on behalf of the next one, at most: a part of the second-level cache.
+const MOST_BEHIND: usize = 16 << 20;
 /// Elements of a row of x that a thread keeps in registers while it norms.
 const MOST_HELD: usize = 8;
 
@@ -236,6 +238,13 @@ pub(super) fn try_launch(op: &Matmul, c: &mut Compiler<'_>) -> Result<bool> {
     Ok(launch(&group, c)? > 0)
 }
 
+/// The weights of the product behind a group, if that reads what the group makes.
+fn next_weights(group: &Group, c: &Compiler<'_>) -> Option<Tensor> {
+    let Some(Op::Matmul(next)) = c.ahead().get(group.ops) else { return None };
+    let made = group.out.or_else(|| group.products.first().map(|p| p.out.tensor));
+    (made == Some(next.a) && serves(next, c) && c.info(next.b).bytes() <= MOST_BEHIND).then_some(next.b)
+}
+
 fn launch(group: &Group, c: &mut Compiler<'_>) -> Result<usize> {
     let first = &group.products[0];
     let (rows, _, inner) = first.extents(c.program());
@@ -298,6 +307,10 @@ fn launch(group: &Group, c: &mut Compiler<'_>) -> Result<usize> {
             wanted(op.out),
             eps(op.kind),
         ],
+    });
+    args.extend(match next_weights(group, c) {
+        Some(weights) => args![c.pointer(weights), c.info(weights).bytes() as u32],
+        None => args![0_u64, 0_u32],
     });
     let grid = [c.multiprocessors().min(columns as u32), 1, 1];
     let shared = bytes_of_shared(rows, inner, depth) as u32;
