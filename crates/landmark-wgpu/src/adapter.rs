@@ -40,6 +40,8 @@ pub struct Options {
     pub largest_binding: Option<u64>,
     /// No matrix units, though the adapter may have them: for seeing what they are worth.
     pub no_matrix_units: bool,
+    /// Attention's kernels for matrix units also without them, on plain arithmetic in their place: for tests.
+    pub emulate_matrix_units: bool,
     /// Matrices of weights are kept in blocks of so many bits ([`landmark_core::quantize`]), whatever they are
     /// written in.
     pub weights: Option<Bits>,
@@ -305,6 +307,9 @@ impl Wgpu {
         if profile::is_wanted() {
             wanted |= profile::FEATURES;
         }
+        if options.emulate_matrix_units {
+            wanted |= wgpu::Features::SHADER_F16;
+        }
         let features = if options.baseline { wgpu::Features::empty() } else { adapter.features() & wanted };
         let mut descriptor = wgpu::DeviceDescriptor {
             label: Some("landmark"),
@@ -313,7 +318,8 @@ impl Wgpu {
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
-        if !options.baseline && !options.no_matrix_units && matrix_units::are_offered(&adapter) {
+        let has_units = !options.no_matrix_units && !options.emulate_matrix_units;
+        if !options.baseline && has_units && matrix_units::are_offered(&adapter) {
             let with = wgpu::DeviceDescriptor {
                 required_features: features | matrix_units::FEATURES,
                 experimental_features: matrix_units::permission(),

@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     largest_binding: u64,
     /// How matrices of weights are kept, where that is not how they are written.
     pub(crate) weights: Option<Bits>,
+    /// Whether kernels for matrix units may be written for none.
+    pub(crate) emulates_units: bool,
     /// One word a check: the largest index out of range, plus 1.
     pub(crate) status: wgpu::Buffer,
     checks: Mutex<Vec<IndexCheck>>,
@@ -133,6 +135,7 @@ impl Shared {
             features,
             largest_binding,
             weights: options.weights,
+            emulates_units: options.emulate_matrix_units,
             status,
             checks: Mutex::default(),
             failure,

@@ -7,6 +7,7 @@
 //! without them: the portable kernel is slower, and right.
 
 use crate::Wgpu;
+use crate::kernel::Kernel;
 use half::f16;
 use landmark_core::ops::Matmul;
 use landmark_core::{Backend, DType, Layout, Recorder, Result};
@@ -20,6 +21,29 @@ const WORKGROUP_BYTES: u32 = 45_056;
 
 /// Threads of a subgroup that it is written for.
 const SUBGROUP: u32 = 32;
+
+/// What the kernels of attention write their products for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Units {
+    /// Matrix units.
+    Real,
+    /// Plain arithmetic, so that all else can be tested without.
+    Emulated,
+}
+
+impl Units {
+    /// Gives a kernel its matrices. It says itself what lies in workgroup memory.
+    pub(crate) fn describe(self, k: &mut Kernel) {
+        k.extension("f16");
+        match self {
+            Units::Real => {
+                k.extension("wgpu_cooperative_matrix");
+                k.include(include_str!("shaders/matrix_units.wgsl"));
+            }
+            Units::Emulated => k.include(include_str!("shaders/matrix_units_emulated.wgsl")),
+        }
+    }
+}
 
 /// Whether an adapter has what the kernel needs.
 pub(crate) fn are_offered(adapter: &wgpu::Adapter) -> bool {

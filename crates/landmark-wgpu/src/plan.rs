@@ -7,6 +7,7 @@
 use crate::arena::WgpuArena;
 use crate::device::{Pipeline, Shared};
 use crate::kernel::{Bound, Entry, Kernel, Resource};
+use crate::matrix_units::{self, Units};
 use crate::ops;
 use crate::profile;
 use landmark_core::ops::{Op, Operation};
@@ -134,6 +135,26 @@ impl<'a> Compiler<'a> {
     /// Whether the device has an optional feature.
     pub(crate) fn has(&self, feature: wgpu::Features) -> bool {
         self.shared.features.contains(feature)
+    }
+
+    /// What kernels for matrix units are to be written for.
+    pub(crate) fn matrix_units(&self) -> Option<Units> {
+        if self.has(matrix_units::FEATURES) {
+            return Some(Units::Real);
+        }
+        (self.shared.emulates_units && self.has(wgpu::Features::SHADER_F16)).then_some(Units::Emulated)
+    }
+
+    /// How many threads a subgroup has at least and at most, where there are subgroups.
+    pub(crate) fn subgroups(&self) -> Option<std::ops::RangeInclusive<usize>> {
+        let info = self.shared.device.adapter_info();
+        let sizes = info.subgroup_min_size as usize..=info.subgroup_max_size as usize;
+        (self.has(wgpu::Features::SUBGROUP) && *sizes.end() <= WORKGROUP).then_some(sizes)
+    }
+
+    /// Bytes of workgroup memory.
+    pub(crate) fn workgroup_bytes(&self) -> u32 {
+        self.shared.limits.max_compute_workgroup_storage_size
     }
 
     pub(crate) fn largest_binding(&self) -> u64 {

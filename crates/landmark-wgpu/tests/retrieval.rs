@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{compare_on_all, tolerance};
+use common::{compare_on_all, device, tolerance};
 use landmark_core::lockstep::compare;
 use landmark_core::ops::{Heads, MemoryShape, NO_BLOCK, Origin, RetrievalAttention, RopeStyle};
 use landmark_core::testing::{f32_bytes, float_bytes, normals, u32_bytes};
 use landmark_core::{Cols, DType, Layout, Program, Recorder, Tensor};
 use landmark_wgpu::{Options, Wgpu};
+use std::collections::BTreeSet;
 
 /// Attention of a chunk over a memory whose rows have these lengths.
 #[derive(Clone, Debug)]
@@ -17,8 +18,9 @@ struct Step {
     style: RopeStyle,
     lengths: Vec<usize>,
     tokens: usize,
-    /// Type of the rings; the projections are in f32.
+    /// Types of the rings, and of projections and result.
     rings: DType,
+    projections: DType,
     chooses: bool,
 }
 
@@ -28,7 +30,7 @@ impl Step {
         let (m, mut layout) = (self.memory, Layout::new());
         let (q_width, k_width) = (self.heads * m.head_dim, m.kv_heads * m.head_dim);
         let width = q_width + 2 * k_width;
-        let qkv = layout.add("qkv", DType::F32, [m.batch, self.tokens, width]);
+        let qkv = layout.add("qkv", self.projections, [m.batch, self.tokens, width]);
         let ring = [m.batch, m.slots(), m.kv_heads, m.block, m.head_dim];
         let [keys, values] =
             ["keys", "values"].map(|name| layout.add_paged(name, self.rings, ring, m.page()));
@@ -37,7 +39,7 @@ impl Step {
         let of_choice = [m.batch, self.heads, self.tokens, m.top_k];
         let chosen = layout.add("chosen", DType::U32, of_choice);
         let shares = layout.add("shares", DType::F32, of_choice);
-        let out = layout.add("out", DType::F32, [m.batch, self.tokens, q_width]);
+        let out = layout.add("out", self.projections, [m.batch, self.tokens, q_width]);
         let mut r = Recorder::new(format!("{self:?}"), &layout);
         let cols = |start, width| Cols { tensor: qkv, start, width };
         let (queries, head_dim, kv_heads) = (self.tokens, m.head_dim, m.kv_heads);
@@ -63,7 +65,7 @@ impl Step {
         let turns: Vec<f64> =
             (0..head_dim / 2).map(|i| 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         let inputs = vec![
-            (qkv, f32_bytes(&normals(1, m.batch * self.tokens * width))),
+            (qkv, float_bytes(self.projections, &normals(1, m.batch * self.tokens * width))),
             (keys, float_bytes(self.rings, &normals(2, numel))),
             (values, float_bytes(self.rings, &normals(3, numel))),
             (lengths, u32_bytes(&stored)),
@@ -90,17 +92,19 @@ impl Step {
     }
 }
 
+fn shape(
+    batch: usize,
+    blocks: usize,
+    block: usize,
+    top_k: usize,
+    kv_heads: usize,
+    head_dim: usize,
+) -> MemoryShape {
+    MemoryShape { batch, blocks, block, top_k, kv_heads, head_dim, origin: Origin::BlocksRetrieved }
+}
+
 fn steps() -> Vec<Step> {
     use RopeStyle::{Halves, Pairs};
-    let shape = |batch, blocks, block, top_k, kv_heads, head_dim| MemoryShape {
-        batch,
-        blocks,
-        block,
-        top_k,
-        kv_heads,
-        head_dim,
-        origin: Origin::BlocksRetrieved,
-    };
     let base = Step {
         memory: shape(1, 12, 64, 5, 1, 128),
         heads: 1,
@@ -108,6 +112,7 @@ fn steps() -> Vec<Step> {
         lengths: vec![64 * 10 + 5],
         tokens: 1,
         rings: DType::F32,
+        projections: DType::F32,
         chooses: true,
     };
     let released = |m: MemoryShape| MemoryShape { origin: Origin::BlocksSeen, ..m };
@@ -160,6 +165,86 @@ fn steps() -> Vec<Step> {
         Step { memory: shape(1, 3, 4, 2, 1, 16), lengths: vec![3], chooses: false, ..base.clone() },
         Step { memory: shape(1, 3, 4, 2, 1, 16), lengths: vec![3], tokens: 40, chooses: false, ..base },
     ]
+}
+
+/// Steps that matrix units serve.
+fn half_steps() -> Vec<Step> {
+    use RopeStyle::{Halves, Pairs};
+    let base = Step {
+        memory: shape(1, 12, 64, 5, 1, 128),
+        heads: 1,
+        style: Halves,
+        lengths: vec![64 * 10 + 5],
+        tokens: 139,
+        rings: DType::F16,
+        projections: DType::F16,
+        chooses: true,
+    };
+    vec![
+        base.clone(),
+        // Grouped queries; the ring has come round, an empty memory beside it; a chunk that closes a block.
+        Step {
+            memory: MemoryShape { origin: Origin::BlocksSeen, ..shape(2, 10, 51, 2, 2, 64) },
+            heads: 4,
+            style: Pairs,
+            lengths: vec![51 * 30 + 49, 7],
+            tokens: 70,
+            ..base.clone()
+        },
+        // Many queries to a block, and blocks that nobody chose; more wanted than there are.
+        Step { memory: shape(1, 3, 32, 1, 1, 64), lengths: vec![32 * 9], tokens: 170, ..base.clone() },
+        Step { memory: shape(1, 40, 20, 2, 1, 128), lengths: vec![20 * 50 + 19], tokens: 40, ..base.clone() },
+        Step {
+            memory: shape(1, 4, 48, 6, 1, 64),
+            style: Pairs,
+            lengths: vec![48 * 3],
+            tokens: 33,
+            ..base.clone()
+        },
+        // Nothing retrieved; more landmarks in the chunk than a tile of keys takes.
+        Step { memory: shape(1, 3, 17, 2, 1, 64), lengths: vec![16], tokens: 700, chooses: false, ..base },
+    ]
+}
+
+/// Products of halves: weights have 11 bits, and so have keys and queries when they are turned.
+fn half_tolerance(_: &str) -> f64 {
+    2.0 * 2.0_f64.powi(-11)
+}
+
+/// Where there are no matrix units, arithmetic in their place shows all but the units.
+#[test]
+fn halves_follow_the_oracle_on_matrix_units() {
+    let options = Options { emulate_matrix_units: true, ..Options::default() };
+    let emulating = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
+    for step in half_steps() {
+        let (program, inputs, _) = step.record();
+        for device in [device(), &emulating] {
+            let found = pollster::block_on(compare(&program, device, &inputs, half_tolerance)).unwrap();
+            assert_eq!(found, None, "{step:?}");
+        }
+    }
+    let mut used = BTreeSet::new();
+    for source in emulating.shaders() {
+        if source.contains(EMULATED) {
+            used.insert(source.lines().next().unwrap_or_default().to_owned());
+            check(&source.replace(EMULATED, UNITS));
+        }
+    }
+    assert_eq!(Vec::from_iter(used), ["// attend_blocks", "// attend_chunk"]);
+}
+
+const UNITS: &str = include_str!("../src/shaders/matrix_units.wgsl");
+const EMULATED: &str = include_str!("../src/shaders/matrix_units_emulated.wgsl");
+
+/// That a shader for matrix units is valid.
+fn check(source: &str) {
+    let source = format!("enable wgpu_cooperative_matrix;\n{source}");
+    let module =
+        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+    let (flags, capabilities) = (naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
+    naga::valid::Validator::new(flags, capabilities)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
 }
 
 #[test]

@@ -138,9 +138,19 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
         Selection::MaxOverTokens => (2, batch * heads),
     };
     let best = (number > 0).then(|| maximise(op, c, choices)).transpose()?;
-    // Few blocks keep few threads busy.
-    let threads = blocks.next_power_of_two().clamp(32, WORKGROUP);
-    let mut k = choice("select_blocks", include_str!("../shaders/select_blocks.wgsl"), op, c, threads)?;
+    let subgroups = c.subgroups().filter(|sizes| op.memory.top_k <= *sizes.start());
+    let (threads, body, groups) = match subgroups {
+        Some(sizes) => {
+            let body = include_str!("../shaders/select_blocks_subgroups.wgsl");
+            (WORKGROUP, body, choices.div_ceil(WORKGROUP / sizes.end()))
+        }
+        // Few blocks keep few threads busy.
+        None => {
+            let threads = blocks.next_power_of_two().clamp(32, WORKGROUP);
+            (threads, include_str!("../shaders/select_blocks.wgsl"), choices)
+        }
+    };
+    let mut k = choice("select_blocks", body, op, c, threads)?;
     k.constant("TOP_K", op.memory.top_k);
     k.constant("SELECTION", number);
     match best {
@@ -148,7 +158,7 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
         None => c.read(&mut k, "scores", op.scores, 1)?,
     }
     c.write(&mut k, "chosen", op.chosen, 1)?;
-    c.dispatch(k, choices)
+    c.dispatch(k, groups)
 }
 
 /// Probabilities, maximised over heads or tokens.

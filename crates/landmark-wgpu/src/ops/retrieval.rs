@@ -2,12 +2,14 @@
 //!
 //! Few queries, a step of generation, are split over their blocks: a workgroup for each, and a second launch that joins
 //! the results. Of many queries each retrieves by a workgroup of its own, since each chose its own blocks; what they see
-//! of the chunk is a product of matrices, in tiles of queries and keys, which then joins both. What neither path serves
-//! (the context-miss token, long blocks) goes to a workgroup a query that does everything.
+//! of the chunk is a product of matrices, in tiles of queries and keys, which then joins both. Matrix units do that, and
+//! the retrieved blocks as well, where a device has them (`retrieval_units.rs`). What no path serves (the context-miss
+//! token, long blocks) goes to a workgroup a query that does everything.
 
 use super::SOFTMAX;
 use super::landmark_attention::divide;
 use super::memory::{FEW, describe};
+use super::retrieval_units;
 use super::rope::head_alignment;
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, alignment};
@@ -50,6 +52,10 @@ pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>)
             split(op, c, table.clone(), rings)?;
             continue;
         }
+        if let Some(cut) = retrieval_units::Cut::of(op, c) {
+            retrieval_units::attend(op, cut, c, &table, rings)?;
+            continue;
+        }
         if !op.miss && rows > FEW && block <= TILE.0 && head_dim <= 256 {
             tiled(op, c, table.clone(), rings)?;
             continue;
@@ -82,7 +88,7 @@ fn read_keys(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel, ring: &P
 }
 
 /// Where heads lie in the projections, and which of them.
-fn extents(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel, ring: &Part) {
+pub(super) fn extents(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel, ring: &Part) {
     let heads = &op.heads;
     describe(k, &op.memory);
     k.param("batch", heads.batch);
@@ -101,7 +107,7 @@ fn extents(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel, ring: &Par
 }
 
 /// Query heads whose keys lie in a piece of the rings, of all rows of the batch.
-fn heads_in(op: &RetrievalAttention, ring: &Part) -> usize {
+pub(super) fn heads_in(op: &RetrievalAttention, ring: &Part) -> usize {
     let heads = &op.heads;
     heads.batch * ring.rows.min(heads.kv_heads) * (heads.heads / heads.kv_heads)
 }
