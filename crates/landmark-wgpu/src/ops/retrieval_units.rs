@@ -38,9 +38,9 @@ impl Cut {
             && heads.queries >= FEWEST_QUERIES
             && BLOCKS.contains(&op.memory.block)
             && matches!(head_dim, 64 | 128)
-            && columns
-                .iter()
-                .all(|cols| is_half(cols.tensor) && alignment(&[cols.start, c.cols(cols.tensor)]) == 4)
+            && columns.iter().all(|cols| {
+                is_half(cols.tensor) && [cols.start, c.cols(cols.tensor)].iter().all(|n| n.is_multiple_of(8))
+            })
             && is_half(op.keys)
             && is_half(op.values)
             && c.has(wgpu::Features::SUBGROUP);
@@ -147,7 +147,7 @@ fn attend_blocks(
     k.pairs("q");
     c.ring(&mut k, "keys", op.keys, alignment, Entry::Read, rings[0])?;
     k.pairs("keys");
-    k.vectors("values", rings[1].resource.clone());
+    k.octs("values", rings[1].resource.clone());
     k.raw("angles", "vec4<f32>", Entry::Read, table.clone());
     k.raw("list", "u32", Entry::Read, list.clone());
     k.raw("pieces", "vec4<u32>", Entry::Read, pieces.clone());
@@ -175,11 +175,11 @@ fn attend_chunk(
     k.flag("BLOCKS_SEEN", op.memory.origin == Origin::BlocksSeen);
     cut.describe(op, &mut k);
     for (name, cols) in [("q", op.q), ("k", op.k), ("v", op.v)] {
-        k.vectors(name, c.whole(cols.tensor)?);
+        k.octs(name, c.whole(cols.tensor)?);
     }
     c.ring(&mut k, "keys", op.keys, head_alignment(op.style, head_dim, &[]), Entry::Read, rings[0])?;
     k.pairs("keys");
-    k.vectors("values", rings[1].resource.clone());
+    k.octs("values", rings[1].resource.clone());
     k.raw("records", "vec2<u32>", Entry::Read, records);
     c.write(&mut k, "out", op.out, alignment(&[head_dim]))?;
     c.write_if(&mut k, "shares", op.shares, 1)?;

@@ -42,6 +42,25 @@ fn put_records(at: Places, column: u32, thread: u32) {
     }
 }
 
+fn value_piece(e: u32, row: u32) -> vec4<u32> {
+    return values_oct(e + min(row, BLOCK - 1u) * HEAD, 8u);
+}
+
+fn fetch_values(e: u32, row: u32) -> Pieces {
+    var x: Pieces;
+    x.p0 = value_piece(e, row);
+    x.p1 = value_piece(e, row + LINES);
+    x.p2 = value_piece(e, row + 2u * LINES);
+    x.p3 = value_piece(e, row + 3u * LINES);
+    if (ROWS > 4u * LINES) {
+        x.p4 = value_piece(e, row + 4u * LINES);
+        x.p5 = value_piece(e, row + 5u * LINES);
+        x.p6 = value_piece(e, row + 6u * LINES);
+        x.p7 = value_piece(e, row + 7u * LINES);
+    }
+    return x;
+}
+
 fn attend(at: Places, page: u32, thread: u32) {
     let subgroup = thread >> 5u;
     let is_busy = 16u * subgroup < at.members;
@@ -87,33 +106,14 @@ fn attend(at: Places, page: u32, thread: u32) {
     }
     workgroupBarrier();
     let own = 16u * subgroup * ROW_PITCH;
+    let values = fetch_values(page + 8u * unit, line);
     if (is_busy) {
         score(own, q0, q1, q2, q3, q4, q5, q6, q7);
     }
     workgroupBarrier();
-    for (var first = line; first < ROWS; first += 4u * LINES) {
-        let e = page + 8u * unit;
-        let e0 = e + min(first, BLOCK - 1u) * HEAD;
-        let e1 = e + min(first + LINES, BLOCK - 1u) * HEAD;
-        let e2 = e + min(first + 2u * LINES, BLOCK - 1u) * HEAD;
-        let e3 = e + min(first + 3u * LINES, BLOCK - 1u) * HEAD;
-        let v00 = values_vector(e0, 4u);
-        let v01 = values_vector(e0 + 4u, 4u);
-        let v10 = values_vector(e1, 4u);
-        let v11 = values_vector(e1 + 4u, 4u);
-        let v20 = values_vector(e2, 4u);
-        let v21 = values_vector(e2 + 4u, 4u);
-        let v30 = values_vector(e3, 4u);
-        let v31 = values_vector(e3 + 4u, 4u);
-        let to = first * PITCH + 2u * unit;
-        tile[to] = v00;
-        tile[to + 1u] = v01;
-        tile[to + LINES * PITCH] = v10;
-        tile[to + LINES * PITCH + 1u] = v11;
-        tile[to + 2u * LINES * PITCH] = v20;
-        tile[to + 2u * LINES * PITCH + 1u] = v21;
-        tile[to + 3u * LINES * PITCH] = v30;
-        tile[to + 3u * LINES * PITCH + 1u] = v31;
+    keep(line, unit, values);
+    if (ROWS > 8u * LINES) {
+        keep(line + 8u * LINES, unit, fetch_values(page + 8u * unit, line + 8u * LINES));
     }
     if (is_busy) {
         let row = thread >> 1u;

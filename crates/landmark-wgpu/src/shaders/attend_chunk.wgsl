@@ -35,80 +35,68 @@ fn row_of_key(at: Places, key: u32) -> u32 {
     return min(max(key, at.unfinished) - at.unfinished, at.last_row);
 }
 
-// Brings keys `start`, start + step and so on of the run.
-fn bring_keys(at: Places, start: u32, step: u32, thread: u32) {
-    let unit = thread % UNITS;
-    let line = thread / UNITS;
-    for (var first = line; first < ROWS; first += 4u * LINES) {
-        let key = start + first * step;
-        let e = at.k + 8u * unit;
-        let e0 = e + row_of_key(at, key) * params.k_cols;
-        let e1 = e + row_of_key(at, key + LINES * step) * params.k_cols;
-        let e2 = e + row_of_key(at, key + 2u * LINES * step) * params.k_cols;
-        let e3 = e + row_of_key(at, key + 3u * LINES * step) * params.k_cols;
-        let k00 = k_vector(e0, 4u);
-        let k01 = k_vector(e0 + 4u, 4u);
-        let k10 = k_vector(e1, 4u);
-        let k11 = k_vector(e1 + 4u, 4u);
-        let k20 = k_vector(e2, 4u);
-        let k21 = k_vector(e2 + 4u, 4u);
-        let k30 = k_vector(e3, 4u);
-        let k31 = k_vector(e3 + 4u, 4u);
-        let to = first * PITCH + 2u * unit;
-        tile[to] = k00;
-        tile[to + 1u] = k01;
-        tile[to + LINES * PITCH] = k10;
-        tile[to + LINES * PITCH + 1u] = k11;
-        tile[to + 2u * LINES * PITCH] = k20;
-        tile[to + 2u * LINES * PITCH + 1u] = k21;
-        tile[to + 3u * LINES * PITCH] = k30;
-        tile[to + 3u * LINES * PITCH + 1u] = k31;
+// Keys `start`, start + step and so on of the run: those of a thread's rows from `row` on.
+fn fetch_keys(at: Places, start: u32, step: u32, row: u32, unit: u32) -> Pieces {
+    let e = at.k + 8u * unit;
+    let key = start + row * step;
+    let apart = LINES * step;
+    var x: Pieces;
+    x.p0 = k_oct(e + row_of_key(at, key) * params.k_cols, 8u);
+    x.p1 = k_oct(e + row_of_key(at, key + apart) * params.k_cols, 8u);
+    x.p2 = k_oct(e + row_of_key(at, key + 2u * apart) * params.k_cols, 8u);
+    x.p3 = k_oct(e + row_of_key(at, key + 3u * apart) * params.k_cols, 8u);
+    if (ROWS > 4u * LINES) {
+        x.p4 = k_oct(e + row_of_key(at, key + 4u * apart) * params.k_cols, 8u);
+        x.p5 = k_oct(e + row_of_key(at, key + 5u * apart) * params.k_cols, 8u);
+        x.p6 = k_oct(e + row_of_key(at, key + 6u * apart) * params.k_cols, 8u);
+        x.p7 = k_oct(e + row_of_key(at, key + 7u * apart) * params.k_cols, 8u);
+    }
+    return x;
+}
+
+fn fetch_values(at: Places, start: u32, row: u32, unit: u32) -> Pieces {
+    let e = at.v + 8u * unit;
+    let key = start + row;
+    var x: Pieces;
+    x.p0 = v_oct(e + row_of_key(at, key) * params.v_cols, 8u);
+    x.p1 = v_oct(e + row_of_key(at, key + LINES) * params.v_cols, 8u);
+    x.p2 = v_oct(e + row_of_key(at, key + 2u * LINES) * params.v_cols, 8u);
+    x.p3 = v_oct(e + row_of_key(at, key + 3u * LINES) * params.v_cols, 8u);
+    if (ROWS > 4u * LINES) {
+        x.p4 = v_oct(e + row_of_key(at, key + 4u * LINES) * params.v_cols, 8u);
+        x.p5 = v_oct(e + row_of_key(at, key + 5u * LINES) * params.v_cols, 8u);
+        x.p6 = v_oct(e + row_of_key(at, key + 6u * LINES) * params.v_cols, 8u);
+        x.p7 = v_oct(e + row_of_key(at, key + 7u * LINES) * params.v_cols, 8u);
+    }
+    return x;
+}
+
+// Puts down keys that were fetched, and those that few threads fetch now.
+fn keep_keys(at: Places, start: u32, step: u32, line: u32, unit: u32, x: Pieces) {
+    keep(line, unit, x);
+    if (ROWS > 8u * LINES) {
+        keep(line + 8u * LINES, unit, fetch_keys(at, start, step, line + 8u * LINES, unit));
     }
 }
 
 // Puts the keys of the unfinished block in the places of those that the chunk does not have.
-fn bring_unfinished_keys(at: Places, thread: u32) {
-    let unit = thread % UNITS;
+fn keep_unfinished_keys(at: Places, line: u32, unit: u32) {
     workgroupBarrier();
-    for (var row = thread / UNITS; row < at.unfinished; row += LINES) {
+    for (var row = line; row < at.unfinished; row += LINES) {
         let by = unit_angles(f32(at.origin + row), unit);
         put_pairs(row, unit, turn(keys_pairs(at.page + row * HEAD, unit), by));
     }
 }
 
-fn bring_values(at: Places, start: u32, thread: u32) {
-    let unit = thread % UNITS;
-    let line = thread / UNITS;
-    for (var first = line; first < ROWS; first += 4u * LINES) {
-        let key = start + first;
-        let e = at.v + 8u * unit;
-        let e0 = e + row_of_key(at, key) * params.v_cols;
-        let e1 = e + row_of_key(at, key + LINES) * params.v_cols;
-        let e2 = e + row_of_key(at, key + 2u * LINES) * params.v_cols;
-        let e3 = e + row_of_key(at, key + 3u * LINES) * params.v_cols;
-        let v00 = v_vector(e0, 4u);
-        let v01 = v_vector(e0 + 4u, 4u);
-        let v10 = v_vector(e1, 4u);
-        let v11 = v_vector(e1 + 4u, 4u);
-        let v20 = v_vector(e2, 4u);
-        let v21 = v_vector(e2 + 4u, 4u);
-        let v30 = v_vector(e3, 4u);
-        let v31 = v_vector(e3 + 4u, 4u);
-        let to = first * PITCH + 2u * unit;
-        tile[to] = v00;
-        tile[to + 1u] = v01;
-        tile[to + LINES * PITCH] = v10;
-        tile[to + LINES * PITCH + 1u] = v11;
-        tile[to + 2u * LINES * PITCH] = v20;
-        tile[to + 2u * LINES * PITCH + 1u] = v21;
-        tile[to + 3u * LINES * PITCH] = v30;
-        tile[to + 3u * LINES * PITCH + 1u] = v31;
+// The same with values, in their own places.
+fn keep_values(at: Places, start: u32, line: u32, unit: u32, x: Pieces) {
+    keep(line, unit, x);
+    if (ROWS > 8u * LINES) {
+        keep(line + 8u * LINES, unit, fetch_values(at, start, line + 8u * LINES, unit));
     }
     if (start < at.unfinished) {
         for (var row = line; row < at.unfinished; row += LINES) {
-            let e = at.page + row * HEAD + 8u * unit;
-            tile[row * PITCH + 2u * unit] = values_vector(e, 4u);
-            tile[row * PITCH + 2u * unit + 1u] = values_vector(e + 4u, 4u);
+            keep_piece(row, unit, values_oct(at.page + row * HEAD + 8u * unit, 8u));
         }
     }
 }
@@ -167,10 +155,9 @@ fn main(
     let record = ((b * heads + group.y) * params.row_count + tile_number * QUERIES + min(row, rows - 1u)) * params.top_k;
 
     let unit = thread % UNITS;
-    for (var line = thread / UNITS; line < QUERIES; line += LINES) {
-        let e = at.q + min(first + line, at.last_row) * params.q_cols + 8u * unit;
-        tile[line * PITCH + 2u * unit] = q_vector(e, 4u);
-        tile[line * PITCH + 2u * unit + 1u] = q_vector(e + 4u, 4u);
+    let line = thread / UNITS;
+    for (var i = line; i < QUERIES; i += LINES) {
+        keep_piece(i, unit, q_oct(at.q + min(first + i, at.last_row) * params.q_cols + 8u * unit, 8u));
     }
     workgroupBarrier();
     let q = 16u * subgroup * PITCH;
@@ -192,7 +179,8 @@ fn main(
     let last_block = (state.unfinished + at.last_row) / BLOCK;
     for (var block = 0u; block < last_block; block += ROWS) {
         workgroupBarrier();
-        bring_keys(at, block * BLOCK + BLOCK - 1u, BLOCK, thread);
+        let landmark = block * BLOCK + BLOCK - 1u;
+        keep_keys(at, landmark, BLOCK, line, unit, fetch_keys(at, landmark, BLOCK, line, unit));
         workgroupBarrier();
         score(own_scores, q0, q1, q2, q3, q4, q5, q6, q7);
         workgroupBarrier();
@@ -208,17 +196,19 @@ fn main(
     var o5: Sums;
     var o6: Sums;
     var o7: Sums;
+    workgroupBarrier();
+    keep_keys(at, last_block * BLOCK, 1u, line, unit, fetch_keys(at, last_block * BLOCK, 1u, line, unit));
+    if (last_block == 0u) {
+        keep_unfinished_keys(at, line, unit);
+    }
+    // What comes next is fetched before the matrix units work, and put down behind them in the same turn.
     for (var left = last_block + 1u; left > 0u; left--) {
         let start = (left - 1u) * BLOCK;
         workgroupBarrier();
-        bring_keys(at, start, 1u, thread);
-        if (start < state.unfinished) {
-            bring_unfinished_keys(at, thread);
-        }
-        workgroupBarrier();
+        let values = fetch_values(at, start, line, unit);
         score(own_scores, q0, q1, q2, q3, q4, q5, q6, q7);
         workgroupBarrier();
-        bring_values(at, start, thread);
+        keep_values(at, start, line, unit, values);
         let is_closed = own >= start + BLOCK;
         let members = min(max(own + 1u, start) - start, BLOCK - 1u);
         let scored = row_of(row, half, members);
@@ -238,6 +228,8 @@ fn main(
         }
         put_weights(row, half, weighed, scale);
         workgroupBarrier();
+        let next = max(start, BLOCK) - BLOCK;
+        let ahead = fetch_keys(at, next, 1u, line, unit);
         let w0 = left_of_weights(own_scores);
         let w1 = left_of_weights(own_scores + 4u);
         let w2 = left_of_weights(own_scores + 8u);
@@ -251,6 +243,11 @@ fn main(
             o5 = add_values(20u, w0, w1, w2, w3, o5);
             o6 = add_values(24u, w0, w1, w2, w3, o6);
             o7 = add_values(28u, w0, w1, w2, w3, o7);
+        }
+        workgroupBarrier();
+        keep_keys(at, next, 1u, line, unit, ahead);
+        if (next == 0u) {
+            keep_unfinished_keys(at, line, unit);
         }
     }
 

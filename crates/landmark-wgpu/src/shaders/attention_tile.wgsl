@@ -30,6 +30,41 @@ fn decay4(x: vec4<f32>) -> vec4<f32> {
     return exp(max(x, vec4<f32>(-87.0)));
 }
 
+// Eight elements of each row that a thread brings, as words: compilers take vectors of f16 apart.
+struct Pieces {
+    p0: vec4<u32>,
+    p1: vec4<u32>,
+    p2: vec4<u32>,
+    p3: vec4<u32>,
+    p4: vec4<u32>,
+    p5: vec4<u32>,
+    p6: vec4<u32>,
+    p7: vec4<u32>,
+}
+
+fn halves(low: u32, high: u32) -> vec4<f16> {
+    return vec4<f16>(vec2<f16>(unpack2x16float(low)), vec2<f16>(unpack2x16float(high)));
+}
+
+fn keep_piece(row: u32, unit: u32, piece: vec4<u32>) {
+    let at = row * PITCH + 2u * unit;
+    tile[at] = halves(piece.x, piece.y);
+    tile[at + 1u] = halves(piece.z, piece.w);
+}
+
+fn keep(first: u32, unit: u32, x: Pieces) {
+    keep_piece(first, unit, x.p0);
+    keep_piece(first + LINES, unit, x.p1);
+    keep_piece(first + 2u * LINES, unit, x.p2);
+    keep_piece(first + 3u * LINES, unit, x.p3);
+    if (ROWS > 4u * LINES) {
+        keep_piece(first + 4u * LINES, unit, x.p4);
+        keep_piece(first + 5u * LINES, unit, x.p5);
+        keep_piece(first + 6u * LINES, unit, x.p6);
+        keep_piece(first + 7u * LINES, unit, x.p7);
+    }
+}
+
 fn put_pairs(row: u32, unit: u32, x: Pairs) {
     let at = row * PITCH;
     if (HALVES) {
