@@ -546,10 +546,16 @@ impl Step<'_> {
             Want::Nothing => {}
             Want::Logits { rows } => {
                 let room = "logits of a model that was laid out for them";
-                let wanted = self.r.view(inputs.wanted.expect(room), [batch * rows]);
-                let last = self.r.scratch("final.wanted", self.model.room.compute, [batch, rows, width]);
-                // Rows of the hidden states by number are looked up as tokens are.
-                self.r.push(Embed { tokens: wanted, table: x, out: last });
+                // A step of one token has nothing to choose from.
+                let last = if self.pass.tokens == 1 && self.r.shape(x).rows() == batch * rows {
+                    x
+                } else {
+                    let wanted = self.r.view(inputs.wanted.expect(room), [batch * rows]);
+                    let last = self.r.scratch("final.wanted", self.model.room.compute, [batch, rows, width]);
+                    // Rows of the hidden states by number are looked up as tokens are.
+                    self.r.push(Embed { tokens: wanted, table: x, out: last });
+                    last
+                };
                 let logits = inputs.logits.expect(room);
                 let logits = self.r.view(logits, [batch, rows, self.config.vocab_size]);
                 self.r.push(Matmul::linear(last, weights.head, None, logits));
