@@ -171,6 +171,7 @@ matvec(const Weight *w0, void *out0, const void *bias0, int rows0, const Weight 
 
 #if NORM
     __shared__ float room[WARPS];
+    __shared__ float2 moments[WARPS];
 #pragma unroll 1
     for (int m = 0; m < M; m++) {
         float total_sum = 0.0f, total_square = 0.0f;
@@ -187,7 +188,26 @@ matvec(const Weight *w0, void *out0, const void *bias0, int rows0, const Weight 
 #pragma unroll
         for (int j = 0; j < HELD; j++) total_sum += held[j], total_square += held[j] * held[j];
         float mean = 0.0f, square;
-        if (NORM == 2) {
+        if (NORM == 2 && k == HELD * THREADS) {
+            // Every thread has as many: means and squares about them of the warps are joined in one meeting.
+            const float own = warp_sum(total_sum) / (32 * HELD);
+            float d = 0.0f;
+#pragma unroll
+            for (int j = 0; j < HELD; j++) d += (held[j] - own) * (held[j] - own);
+            d = warp_sum(d);
+            if (m > 0) __syncthreads();
+            if (lane == 0) moments[warp] = make_float2(own, d);
+            __syncthreads();
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) mean += moments[i].x * (1.0f / WARPS);
+            square = 0.0f;
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) {
+                const float2 x = moments[i];
+                square += x.y + 32 * HELD * (x.x - mean) * (x.x - mean);
+            }
+            square /= k;
+        } else if (NORM == 2) {
             mean = sum_of_block(total_sum, room) / k;
             float d = 0.0f;
 #pragma unroll

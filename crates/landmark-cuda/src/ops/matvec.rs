@@ -25,6 +25,8 @@ const TWO_FIT: usize = 113 * 1024;
 const ONE_FITS: usize = 220 * 1024;
 /// Bytes of weights that a launch asks for on behalf of the next one, at most: a part of the second-level cache.
 const MOST_BEHIND: usize = 16 << 20;
+/// Bytes of weights that take longer than what an early beginning gains.
+const LONG_STREAM: usize = 64 << 20;
 /// Elements of a row of x that a thread keeps in registers while it norms.
 const MOST_HELD: usize = 8;
 
@@ -314,7 +316,14 @@ fn launch(group: &Group, c: &mut Compiler<'_>) -> Result<usize> {
     });
     let grid = [c.multiprocessors().min(columns as u32), 1, 1];
     let shared = bytes_of_shared(rows, inner, depth) as u32;
-    c.launch_dependent(&kernel, grid, (WARPS * 32) as u32, shared, args)?;
+    // A long stream behind short launches begins when they are all gone: else some multiprocessors get two of its blocks and
+    // others none (10 us of the 35 that the output layer of a GPT of 12 x 1024 takes).
+    let weights: usize = group.products.iter().map(|p| c.info(p.b).bytes()).sum();
+    if depth == SHORT_DEPTH && weights >= LONG_STREAM {
+        c.launch(&kernel, grid, (WARPS * 32) as u32, shared, args)?;
+    } else {
+        c.launch_dependent(&kernel, grid, (WARPS * 32) as u32, shared, args)?;
+    }
     Ok(group.ops)
 }
 
