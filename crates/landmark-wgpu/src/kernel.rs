@@ -271,15 +271,6 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
         );
     }
 
-    /// An operand in f16, read four elements at a time without a conversion.
-    pub(crate) fn vectors(&mut self, name: &str, resource: Resource) {
-        self.raw(name, "vec4<f16>", Entry::Read, resource);
-        let _ = writeln!(
-            self.declarations,
-            "fn {name}_vector(e: u32, valid: u32) -> vec4<f16> {{ return {name}[e >> 2u]; }}"
-        );
-    }
-
     /// An operand that no accessor fits.
     pub(crate) fn raw(&mut self, name: &str, element: &str, entry: Entry, resource: Resource) {
         let binding = self.bound.len() + 1;
