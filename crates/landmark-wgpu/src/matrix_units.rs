@@ -1,25 +1,26 @@
 //! Matrix units: whether an adapter has them as kernels want them, and whether they compute what they should.
 //!
 //! wgpu offers cooperative matrices natively, as an experimental feature: shapes and types are the driver's, and whoever
-//! switches it on vouches that it is used well. So there is one kernel that uses them (`matmul_cooperative.wgsl`), it is for
-//! matrices of 16 x 16 in f16 with sums in f32 and subgroups of 32, and a device that is opened with them has to multiply
-//! two matrices of whole numbers first. Where it does not give the exact product, or fails, the device is opened anew
-//! without them: the portable kernel is slower, and right.
+//! switches it on vouches that it is used well. So few kernels use them, those of products (`matmul_cooperative.wgsl`) and of
+//! attention to a memory (`attention_tile.wgsl`); they are for matrices of 16 x 16 in f16 with sums in f32 and subgroups of
+//! 32, and a device that is opened with them has to multiply two matrices of whole numbers first, and to find what queries
+//! attend to alone. Where it does not give what is exact, or fails, the device is opened anew without them: the portable
+//! kernels are slower, and right.
 
 use crate::Wgpu;
 use crate::kernel::Kernel;
 use half::f16;
-use landmark_core::ops::Matmul;
-use landmark_core::{Backend, DType, Layout, Recorder, Result};
+use landmark_core::ops::{Heads, Matmul, MemoryShape, Origin, RetrievalAttention, RopeStyle};
+use landmark_core::{Backend, Cols, DType, Layout, Recorder, Result};
 
-/// The optional features that the kernel needs.
+/// The optional features that the kernels need.
 pub(crate) const FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// Bytes of workgroup memory that it needs.
+/// Bytes of workgroup memory that products need; attention is cut to what there is.
 const WORKGROUP_BYTES: u32 = 45_056;
 
-/// Threads of a subgroup that it is written for.
+/// Threads of a subgroup that they are written for.
 const SUBGROUP: u32 = 32;
 
 /// What the kernels of attention write their products for.
@@ -45,7 +46,7 @@ impl Units {
     }
 }
 
-/// Whether an adapter has what the kernel needs.
+/// Whether an adapter has what the kernels need.
 pub(crate) fn are_offered(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType::{F16, F32};
     let info = adapter.get_info();
@@ -77,7 +78,68 @@ pub(crate) async fn is_right(device: &Wgpu) -> bool {
             return false;
         }
     }
-    true
+    matches!(attends(device).await, Ok(true))
+}
+
+/// Whether queries that see one key alone get its value: keys are unit vectors, and a query is so long in the direction of
+/// one key before it that the other weights are zero in f16.
+async fn attends(device: &Wgpu) -> Result<bool> {
+    const LENGTH: f32 = 400.0;
+    let (tokens, head_dim) = (63, 64);
+    let memory = MemoryShape {
+        batch: 1,
+        blocks: 1,
+        block: 64,
+        top_k: 1,
+        kv_heads: 1,
+        head_dim,
+        origin: Origin::BlocksRetrieved,
+    };
+    let mut layout = Layout::new();
+    let qkv = layout.add("qkv", DType::F16, [1, tokens, 3 * head_dim]);
+    let ring = [1, memory.slots(), 1, memory.block, head_dim];
+    let [keys, values] =
+        ["keys", "values"].map(|name| layout.add_paged(name, DType::F16, ring, memory.page()));
+    let lengths = layout.add("lengths", DType::U32, [1]);
+    let frequencies = layout.add("frequencies", DType::F32, [head_dim / 2]);
+    let out = layout.add("out", DType::F16, [1, tokens, head_dim]);
+    let cols = |start| Cols { tensor: qkv, start, width: head_dim };
+    let mut recorder = Recorder::new("attention to one key alone", &layout);
+    recorder.push(RetrievalAttention {
+        memory,
+        heads: Heads { batch: 1, queries: tokens, keys: tokens, heads: 1, kv_heads: 1, head_dim },
+        q: cols(0),
+        k: cols(head_dim),
+        v: cols(2 * head_dim),
+        keys,
+        values,
+        lengths,
+        chosen: None,
+        frequencies,
+        style: RopeStyle::Halves,
+        miss: false,
+        miss_cutoff: None,
+        shares: None,
+        out,
+    });
+    let mut arena = device.allocate(&layout)?;
+    let mut plan = device.compile(&recorder.finish(), &arena)?;
+    let seen = |t: usize| 7 * t % (t + 1);
+    let value = |t: usize, i: usize| ((t * 11 + i * 3 + t * i) % 61 + 1) as f32;
+    let unit = |is_one: bool| f32::from(u8::from(is_one));
+    let row = |t: usize| {
+        let query = (0..head_dim).map(move |i| LENGTH * unit(i == seen(t)));
+        let key = (0..head_dim).map(move |i| unit(i == t));
+        query.chain(key).chain((0..head_dim).map(move |i| value(t, i)))
+    };
+    device.write(&mut arena, qkv, &halves((0..tokens).flat_map(row)))?;
+    device.run(&mut plan, &mut arena)?;
+    let expected = (0..tokens).flat_map(|t| (0..head_dim).map(move |i| value(seen(t), i)));
+    Ok(device.read(&arena, out).await? == halves(expected))
+}
+
+fn halves(elements: impl Iterator<Item = f32>) -> Vec<u8> {
+    elements.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect()
 }
 
 async fn multiplies(device: &Wgpu, m: usize, n: usize, k: usize) -> Result<bool> {
@@ -92,8 +154,7 @@ async fn multiplies(device: &Wgpu, m: usize, n: usize, k: usize) -> Result<bool>
     // No two rows or columns alike, and no sum beyond what both types hold.
     let number = |i: usize, j: usize, of: usize| ((i * 7 + j * 5 + i * j * of) % 13) as i32 - 6;
     let bytes = |rows: usize, of: usize| -> Vec<u8> {
-        let elements = (0..rows).flat_map(|i| (0..k).map(move |j| number(i, j, of)));
-        elements.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect()
+        halves((0..rows).flat_map(|i| (0..k).map(move |j| number(i, j, of) as f32)))
     };
     device.write(&mut arena, a, &bytes(m, 1))?;
     device.write(&mut arena, b, &bytes(n, 3))?;

@@ -4,7 +4,9 @@ mod common;
 
 use common::{compare_on_all, device, tolerance};
 use landmark_core::lockstep::compare;
-use landmark_core::ops::{Heads, MemoryShape, NO_BLOCK, Origin, RetrievalAttention, RopeStyle};
+use landmark_core::ops::{
+    Heads, LandmarkScores, MemoryShape, NO_BLOCK, Origin, RetrievalAttention, RopeStyle,
+};
 use landmark_core::testing::{f32_bytes, float_bytes, normals, u32_bytes};
 use landmark_core::{Cols, DType, Layout, Program, Recorder, Tensor};
 use landmark_wgpu::{Options, Wgpu};
@@ -167,8 +169,9 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-/// Steps that matrix units serve.
-fn half_steps() -> Vec<Step> {
+/// Steps that matrix units serve, and of each whether it is worth the time that a software driver takes to compile
+/// emulated products.
+fn half_steps() -> Vec<(Step, bool)> {
     use RopeStyle::{Halves, Pairs};
     let base = Step {
         memory: shape(1, 12, 64, 5, 1, 128),
@@ -180,29 +183,28 @@ fn half_steps() -> Vec<Step> {
         projections: DType::F16,
         chooses: true,
     };
+    let of = |memory, length, tokens| Step { memory, lengths: vec![length], tokens, ..base.clone() };
     vec![
-        base.clone(),
         // Grouped queries; the ring has come round, an empty memory beside it; a chunk that closes a block.
-        Step {
-            memory: MemoryShape { origin: Origin::BlocksSeen, ..shape(2, 10, 51, 2, 2, 64) },
-            heads: 4,
-            style: Pairs,
-            lengths: vec![51 * 30 + 49, 7],
-            tokens: 70,
-            ..base.clone()
-        },
-        // Many queries to a block, and blocks that nobody chose; more wanted than there are.
-        Step { memory: shape(1, 3, 32, 1, 1, 64), lengths: vec![32 * 9], tokens: 170, ..base.clone() },
-        Step { memory: shape(1, 40, 20, 2, 1, 128), lengths: vec![20 * 50 + 19], tokens: 40, ..base.clone() },
-        Step {
-            memory: shape(1, 4, 48, 6, 1, 64),
-            style: Pairs,
-            lengths: vec![48 * 3],
-            tokens: 33,
-            ..base.clone()
-        },
-        // Nothing retrieved; more landmarks in the chunk than a tile of keys takes.
-        Step { memory: shape(1, 3, 17, 2, 1, 64), lengths: vec![16], tokens: 700, chooses: false, ..base },
+        (
+            Step {
+                memory: MemoryShape { origin: Origin::BlocksSeen, ..shape(2, 10, 51, 2, 2, 64) },
+                heads: 4,
+                style: Pairs,
+                lengths: vec![51 * 30 + 49, 7],
+                tokens: 70,
+                ..base.clone()
+            },
+            true,
+        ),
+        // Wide heads, and blocks that nobody chose.
+        (of(shape(1, 40, 17, 2, 1, 128), 17 * 50 + 16, 40), true),
+        // Nothing retrieved, and more landmarks in the chunk than a tile of keys takes.
+        (Step { chooses: false, ..of(shape(1, 3, 32, 2, 1, 64), 31, 1100) }, true),
+        // Many queries to a block; more blocks wanted than there are; LLaMA's shape.
+        (of(shape(1, 3, 32, 1, 1, 64), 32 * 9, 170), false),
+        (Step { style: Pairs, ..of(shape(1, 4, 48, 6, 1, 64), 48 * 3, 33) }, false),
+        (base, false),
     ]
 }
 
@@ -211,16 +213,53 @@ fn half_tolerance(_: &str) -> f64 {
     2.0 * 2.0_f64.powi(-11)
 }
 
+/// A program that scores the landmarks of a full memory in halves, and its inputs.
+fn scores(m: MemoryShape, style: RopeStyle, tokens: usize) -> (Program, Vec<(Tensor, Vec<u8>)>) {
+    let (heads, skip) = (2 * m.kv_heads, 1);
+    let mut layout = Layout::new();
+    let q = layout.add("q", DType::F16, [m.batch, skip + tokens, heads * m.head_dim]);
+    let landmarks = layout.add("landmarks", DType::F16, [m.batch, m.kv_heads, m.slots(), m.head_dim]);
+    let lengths = layout.add("lengths", DType::U32, [m.batch]);
+    let frequencies = layout.add("frequencies", DType::F32, [m.head_dim / 2]);
+    let out = layout.add("out", DType::F32, [m.batch, heads, tokens, m.blocks]);
+    let mut r = Recorder::new(format!("scores of {m:?}"), &layout);
+    let q_cols = Cols { tensor: q, start: 0, width: heads * m.head_dim };
+    r.push(LandmarkScores { memory: m, heads, skip, q: q_cols, landmarks, lengths, frequencies, style, out });
+    let halves = |seed, shape: &[usize]| float_bytes(DType::F16, &normals(seed, shape.iter().product()));
+    let full: Vec<u32> = (0..m.batch).map(|b| (m.block * (m.blocks + 3 * b) + 5 * b) as u32).collect();
+    let turns: Vec<f64> =
+        (0..m.head_dim / 2).map(|i| 10_000_f64.powf(-2.0 * i as f64 / m.head_dim as f64)).collect();
+    let inputs = vec![
+        (q, halves(1, &[m.batch, skip + tokens, heads * m.head_dim])),
+        (landmarks, halves(2, &[m.batch, m.kv_heads, m.slots(), m.head_dim])),
+        (lengths, u32_bytes(&full)),
+        (frequencies, f32_bytes(&turns)),
+    ];
+    (r.finish(), inputs)
+}
+
 /// Where there are no matrix units, arithmetic in their place shows all but the units.
 #[test]
 fn halves_follow_the_oracle_on_matrix_units() {
     let options = Options { emulate_matrix_units: true, ..Options::default() };
     let emulating = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
-    for step in half_steps() {
+    let mut programs = Vec::new();
+    for (step, is_emulated) in half_steps() {
         let (program, inputs, _) = step.record();
-        for device in [device(), &emulating] {
+        programs.push((program, inputs, is_emulated));
+    }
+    for (memory, style, is_emulated) in [
+        (shape(2, 70, 64, 5, 1, 64), RopeStyle::Pairs, true),
+        (shape(1, 9, 50, 2, 2, 128), RopeStyle::Halves, false),
+    ] {
+        let (program, inputs) = scores(memory, style, 70);
+        programs.push((program, inputs, is_emulated));
+    }
+    for (program, inputs, is_emulated) in programs {
+        let devices = [Some(device()), is_emulated.then_some(&emulating)];
+        for device in devices.into_iter().flatten() {
             let found = pollster::block_on(compare(&program, device, &inputs, half_tolerance)).unwrap();
-            assert_eq!(found, None, "{step:?}");
+            assert_eq!(found, None, "{}", program.name);
         }
     }
     let mut used = BTreeSet::new();
@@ -230,7 +269,7 @@ fn halves_follow_the_oracle_on_matrix_units() {
             check(&source.replace(EMULATED, UNITS));
         }
     }
-    assert_eq!(Vec::from_iter(used), ["// attend_blocks", "// attend_chunk"]);
+    assert_eq!(Vec::from_iter(used), ["// attend_blocks", "// attend_chunk", "// score_landmarks"]);
 }
 
 const UNITS: &str = include_str!("../src/shaders/matrix_units.wgsl");

@@ -1,6 +1,7 @@
 //! The landmark memory: append, score, select. What is retrieved is attended to in `retrieval.rs`.
 
 use super::MEMORY;
+use super::retrieval_units;
 use super::rope::head_alignment;
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, WORKGROUP, alignment};
@@ -65,7 +66,10 @@ fn append_heads(
 }
 
 pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<()> {
-    let MemoryShape { batch, blocks, kv_heads, head_dim, .. } = op.memory;
+    if retrieval_units::score_landmarks(op, c)? {
+        return Ok(());
+    }
+    let MemoryShape { batch, blocks, head_dim, .. } = op.memory;
     let tokens = c.rows(op.q.tensor) / batch - op.skip;
     let units = head_dim.div_ceil(8);
     let is_step = tokens <= FEW && units <= WORKGROUP;
@@ -90,17 +94,22 @@ pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Resu
     c.uniform(&mut k, "lengths", op.lengths)?;
     c.uniform(&mut k, "frequencies", op.frequencies)?;
     c.write(&mut k, "out", op.out, 1)?;
-    describe(&mut k, &op.memory);
+    describe_scores(op, tokens, c, &mut k);
+    let groups = [blocks.div_ceil(landmarks), tokens.div_ceil(queries), batch * op.heads];
+    c.dispatch_grid(k, groups)
+}
+
+/// Extents of the scores of all landmarks.
+pub(super) fn describe_scores(op: &LandmarkScores, tokens: usize, c: &Compiler<'_>, k: &mut Kernel) {
+    describe(k, &op.memory);
     k.param("tokens", tokens);
     k.param("skip", op.skip);
     k.param("heads", op.heads);
-    k.param("kv_heads", kv_heads);
-    k.param("share", op.heads / kv_heads);
+    k.param("kv_heads", op.memory.kv_heads);
+    k.param("share", op.heads / op.memory.kv_heads);
     k.param("q_cols", c.cols(op.q.tensor));
     k.param("q_start", op.q.start);
-    k.param("scale", 1.0 / (head_dim as f32).sqrt());
-    let groups = [blocks.div_ceil(landmarks), tokens.div_ceil(queries), batch * op.heads];
-    c.dispatch_grid(k, groups)
+    k.param("scale", 1.0 / (op.memory.head_dim as f32).sqrt());
 }
 
 /// What the three kernels of a choice share.

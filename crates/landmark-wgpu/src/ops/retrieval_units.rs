@@ -1,15 +1,17 @@
-//! Attention of a long chunk on matrix units: what `retrieval.rs` launches where they are and all tensors are in f16.
+//! Attention of a long chunk on matrix units, and the scores of its landmarks: what `retrieval.rs` and
+//! `memory.rs` launch where there are such units and all tensors are in f16.
 //!
 //! Queries are listed by the block that they chose (`list_choosers.wgsl`), each block is read once for up to a tile of
 //! them (`attend_blocks.wgsl`), and what a tile of queries sees of the chunk is joined with that (`attend_chunk.wgsl`).
 
+use super::memory::describe_scores;
 use super::retrieval::{extents, heads_in};
 use super::rope::head_alignment;
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::matrix_units::Units;
 use crate::plan::{Compiler, Part, WORKGROUP, alignment};
-use landmark_core::ops::{Origin, RetrievalAttention};
-use landmark_core::{DType, Result};
+use landmark_core::ops::{LandmarkScores, MemoryShape, Origin, RetrievalAttention, RopeStyle};
+use landmark_core::{Cols, DType, Result};
 use std::ops::Range;
 
 /// Shorter chunks leave most of a tile empty.
@@ -31,20 +33,23 @@ pub(super) struct Cut {
 impl Cut {
     /// `None` where these kernels do not serve.
     pub(super) fn of(op: &RetrievalAttention, c: &Compiler<'_>) -> Option<Cut> {
-        let (head_dim, heads) = (op.heads.head_dim, &op.heads);
-        let is_half = |tensor| c.dtype(tensor) == DType::F16;
-        let columns = [op.q, op.k, op.v];
+        let is_vectors = |cols: &Cols| {
+            let extents = [cols.start, c.cols(cols.tensor)];
+            c.dtype(cols.tensor) == DType::F16 && extents.iter().all(|n| n.is_multiple_of(8))
+        };
         let is_served = !op.miss
-            && heads.queries >= FEWEST_QUERIES
             && BLOCKS.contains(&op.memory.block)
-            && matches!(head_dim, 64 | 128)
-            && columns.iter().all(|cols| {
-                is_half(cols.tensor) && [cols.start, c.cols(cols.tensor)].iter().all(|n| n.is_multiple_of(8))
-            })
-            && is_half(op.keys)
-            && is_half(op.values)
-            && c.has(wgpu::Features::SUBGROUP);
-        let units = c.matrix_units().filter(|_| is_served)?;
+            && [op.q, op.k, op.v].iter().all(is_vectors)
+            && [op.keys, op.values].iter().all(|ring| c.dtype(*ring) == DType::F16);
+        Cut::with(op.heads.queries, op.heads.head_dim, c).filter(|_| is_served)
+    }
+
+    /// For so many queries.
+    fn with(queries: usize, head_dim: usize, c: &Compiler<'_>) -> Option<Cut> {
+        if queries < FEWEST_QUERIES || !matches!(head_dim, 64 | 128) || !c.has(wgpu::Features::SUBGROUP) {
+            return None;
+        }
+        let units = c.matrix_units()?;
         let bytes = |subgroups: usize| {
             let tile = 64 * (head_dim / 4 + 2) * 8;
             let of_row = 18 * (16 + 8) + 8;
@@ -58,21 +63,20 @@ impl Cut {
         16 * self.subgroups
     }
 
-    /// What both kernels on matrix units are given.
-    fn describe(self, op: &RetrievalAttention, k: &mut Kernel) {
+    /// What the kernels on matrix units are given; `block`: keys of a tile.
+    fn describe(self, k: &mut Kernel, block: usize, style: RopeStyle, head_dim: usize) {
         k.constant("SUBGROUPS", self.subgroups);
-        k.constant("BLOCK", op.memory.block);
-        describe_records(op, k);
-        k.rotary(op.style, op.heads.head_dim);
+        k.constant("BLOCK", block);
+        k.rotary(style, head_dim);
         self.units.describe(k);
         k.include(include_str!("../shaders/attention_tile.wgsl"));
     }
 }
 
 /// A record is the result of a slot, two halves a word, and the landmark's score.
-fn describe_records(op: &RetrievalAttention, k: &mut Kernel) {
-    k.constant("QUADS", op.heads.head_dim / 4);
-    k.constant("RECORD", op.heads.head_dim / 4 + 1);
+fn describe_records(k: &mut Kernel, head_dim: usize) {
+    k.constant("QUADS", head_dim / 4);
+    k.constant("RECORD", head_dim / 4 + 1);
 }
 
 /// Attention of the heads whose keys lie in a piece of the rings.
@@ -117,7 +121,7 @@ fn list_choosers(
     let mut k = Kernel::new("list_choosers", include_str!("../shaders/list_choosers.wgsl"));
     k.constant("WORKGROUP", WORKGROUP);
     k.constant("QUERIES", cut.queries());
-    describe_records(op, &mut k);
+    describe_records(&mut k, op.heads.head_dim);
     c.read_if(&mut k, "chosen", op.chosen, 1)?;
     k.raw("list", "u32", Entry::Write, list.clone());
     k.raw("pieces", "vec4<u32>", Entry::Write, pieces.clone());
@@ -141,7 +145,8 @@ fn attend_blocks(
 ) -> Result<()> {
     let mut k = Kernel::new("attend_blocks", include_str!("../shaders/attend_blocks.wgsl"));
     k.constant("TOP_K", op.memory.top_k);
-    cut.describe(op, &mut k);
+    describe_records(&mut k, op.heads.head_dim);
+    cut.describe(&mut k, op.memory.block, op.style, op.heads.head_dim);
     let alignment = head_alignment(op.style, op.heads.head_dim, &[]);
     c.read(&mut k, "q", op.q.tensor, alignment)?;
     k.pairs("q");
@@ -173,7 +178,8 @@ fn attend_chunk(
     let mut k = Kernel::new("attend_chunk", include_str!("../shaders/attend_chunk.wgsl"));
     k.constant("SLOTS", top_k);
     k.flag("BLOCKS_SEEN", op.memory.origin == Origin::BlocksSeen);
-    cut.describe(op, &mut k);
+    describe_records(&mut k, op.heads.head_dim);
+    cut.describe(&mut k, op.memory.block, op.style, op.heads.head_dim);
     for (name, cols) in [("q", op.q), ("k", op.k), ("v", op.v)] {
         k.octs(name, c.whole(cols.tensor)?);
     }
@@ -189,6 +195,28 @@ fn attend_chunk(
     describe_rows(op, c, &mut k, rings[0], rows);
     let heads = heads_in(op, rings[0]) / op.heads.batch;
     c.dispatch_grid(k, [tiles, heads, op.heads.batch])
+}
+
+/// Scores of all landmarks for many queries, if matrix units serve: whether they do.
+pub(super) fn score_landmarks(op: &LandmarkScores, c: &mut Compiler<'_>) -> Result<bool> {
+    let MemoryShape { batch, blocks, head_dim, .. } = op.memory;
+    let tokens = c.rows(op.q.tensor) / batch - op.skip;
+    let is_half = [op.q.tensor, op.landmarks].iter().all(|tensor| c.dtype(*tensor) == DType::F16);
+    let Some(cut) = Cut::with(tokens, head_dim, c).filter(|_| is_half) else { return Ok(false) };
+    let mut k = Kernel::new("score_landmarks", include_str!("../shaders/score_landmarks.wgsl"));
+    k.constant("QUADS", head_dim / 4);
+    cut.describe(&mut k, *BLOCKS.end(), op.style, head_dim);
+    let q = head_alignment(op.style, head_dim, &[op.q.start, c.cols(op.q.tensor)]);
+    c.read(&mut k, "q", op.q.tensor, q)?;
+    c.read(&mut k, "landmarks", op.landmarks, head_alignment(op.style, head_dim, &[]))?;
+    k.pairs("q");
+    k.pairs("landmarks");
+    c.uniform(&mut k, "lengths", op.lengths)?;
+    c.uniform(&mut k, "frequencies", op.frequencies)?;
+    c.write(&mut k, "out", op.out, alignment(&[blocks]))?;
+    describe_scores(op, tokens, c, &mut k);
+    c.dispatch_grid(k, [tokens.div_ceil(cut.queries()), op.heads, batch])?;
+    Ok(true)
 }
 
 /// Extents, and which rows of the chunk.

@@ -34,22 +34,26 @@ fn right_of_values(at: u32) -> Right {
     return Right(at, false);
 }
 
+fn product(x: vec4<f32>, at: u32) -> vec4<f32> {
+    return vec4<f32>(dot(x, vec4<f32>(tile[at])), dot(x, vec4<f32>(tile[at + PITCH])),
+        dot(x, vec4<f32>(tile[at + 2u * PITCH])), dot(x, vec4<f32>(tile[at + 3u * PITCH])));
+}
+
 fn multiply_add(a: Left, b: Right, c: Sums) -> Sums {
     var left = a;
     var sums = c;
-    for (var i = 0u; i < min(16u, params.block); i++) {
-        let x = left[i / 4u][i % 4u];
-        if (b.is_keys) {
-            let column = b.at + 8u * (lane & 1u) * PITCH + i / 4u;
-            let k = i % 4u;
-            sums.low += x * vec4<f32>(vec4<f16>(tile[column][k], tile[column + PITCH][k], tile[column + 2u * PITCH][k],
-                tile[column + 3u * PITCH][k]));
-            sums.high += x * vec4<f32>(vec4<f16>(tile[column + 4u * PITCH][k], tile[column + 5u * PITCH][k],
-                tile[column + 6u * PITCH][k], tile[column + 7u * PITCH][k]));
-        } else {
-            let row = b.at + i * PITCH + 2u * (lane & 1u);
-            sums.low += x * vec4<f32>(tile[row]);
-            sums.high += x * vec4<f32>(tile[row + 1u]);
+    if (b.is_keys) {
+        let first = b.at + 8u * (lane & 1u) * PITCH;
+        for (var i = 0u; i < min(4u, params.block); i++) {
+            sums.low += product(left[i], first + i);
+            sums.high += product(left[i], first + 4u * PITCH + i);
+        }
+    } else {
+        let first = b.at + 2u * (lane & 1u);
+        for (var i = 0u; i < min(16u, params.block); i++) {
+            let x = left[i / 4u][i % 4u];
+            sums.low += x * vec4<f32>(tile[first + i * PITCH]);
+            sums.high += x * vec4<f32>(tile[first + i * PITCH + 1u]);
         }
     }
     return sums;
