@@ -160,6 +160,7 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
         }
     };
     let mut k = choice("select_blocks", body, op, c, threads)?;
+    k.include(include_str!("../shaders/block_choice.wgsl"));
     k.constant("TOP_K", op.memory.top_k);
     k.constant("SELECTION", number);
     match best {
