@@ -409,6 +409,16 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
         self.params.iter().flat_map(|(_, value)| value.bytes()).collect()
     }
 
+    /// Whether something lies in this memory.
+    pub(crate) fn binds(&self, resource: &Resource) -> bool {
+        self.bound.iter().any(|bound| bound.resource == *resource)
+    }
+
+    /// Bindings in storage so far.
+    pub(crate) fn storage_bindings(&self) -> usize {
+        self.bound.iter().filter(|bound| bound.entry != Entry::Uniform).count()
+    }
+
     /// Kinds of all bindings, the parameters first.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         std::iter::once(Entry::Uniform).chain(self.bound.iter().map(|b| b.entry)).collect()

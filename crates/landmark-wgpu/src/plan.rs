@@ -20,6 +20,8 @@ use landmark_core::{DType, Error, Program, Result, Shape, Tensor};
 const PARAMS_ALIGNMENT: usize = 256;
 /// Workgroups of a dimension that every device allows.
 const MOST_GROUPS: usize = 65_535;
+/// Bindings in storage that WebGPU's default limits allow a kernel.
+pub(crate) const MOST_BINDINGS: usize = 8;
 /// Threads of a workgroup where nothing else decides.
 pub(crate) const WORKGROUP: usize = 256;
 
@@ -417,7 +419,7 @@ impl<'a> Compiler<'a> {
             return Err(self.unsupported(format!("{most} workgroups in a dimension; take a smaller batch")));
         }
         debug_assert!(
-            kernel.bound.iter().filter(|b| b.entry != Entry::Uniform).count() <= 8,
+            kernel.storage_bindings() <= MOST_BINDINGS,
             "{} binds more than WebGPU's default limits allow",
             kernel.name
         );

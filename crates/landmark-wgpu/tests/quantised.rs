@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::tolerance;
+use common::{device, tolerance, values};
 use landmark_core::lockstep::compare;
 use landmark_core::ops::{Embed, Gelu, LinearCrossEntropy, Matmul};
 use landmark_core::quantize::{Bits, dequantize, quantize};
 use landmark_core::testing::{f32_bytes, i32_bytes, normals, u32_bytes};
-use landmark_core::{Backend, DType, Layout, Recorder};
+use landmark_core::{Backend, Cpu, DType, Layout, Recorder};
 use landmark_wgpu::{Options, Wgpu};
 use pollster::block_on;
 
@@ -50,6 +50,55 @@ fn products_embeddings_and_losses() {
             let bytes: Vec<u8> = given.iter().flat_map(|x| x.to_le_bytes()).collect();
             device.write(&mut arena, table, &bytes).unwrap();
             assert!(block_on(device.read(&arena, table)).unwrap() == f32_bytes(&rounded));
+        }
+    }
+}
+
+/// Several products of one factor share a launch, as far as WebGPU's limits allow one to bind their tensors, and none
+/// that reads what another makes.
+#[test]
+fn products_of_one_factor_share_launches() {
+    const INNER: usize = 96;
+    let rounded = |bits, values: Vec<f64>| -> Vec<f64> {
+        let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        dequantize(&quantize(&values, bits), bits).into_iter().map(f64::from).collect()
+    };
+    let devices = [(device().clone(), 3), (open(Bits::Eight, None), 4)];
+    for ((device, launches), rows) in devices.into_iter().flat_map(|d| [(d.clone(), 1), (d, 5)]) {
+        let mut layout = Layout::new();
+        let a = layout.add("a", DType::F32, [rows, INNER]);
+        let bias = layout.add("bias", DType::F32, [64]);
+        let mut inputs = vec![(a, f32_bytes(&normals(1, rows * INNER))), (bias, f32_bytes(&normals(2, 64)))];
+        let mut products = Vec::new();
+        for (i, columns) in [6, 64, 130, 4, INNER].into_iter().enumerate() {
+            let weight = layout.add(format!("{i}.weight"), DType::F32, [columns, INNER]);
+            let out = layout.add(format!("{i}.out"), DType::F32, [rows, columns]);
+            let values = rounded(Bits::Eight, normals(3 + i as u32, columns * INNER));
+            inputs.push((weight, f32_bytes(&values)));
+            products.push(Matmul::linear(a, weight, (i == 1).then_some(bias), out));
+        }
+        let last = layout.add("last", DType::F32, [rows, rows]);
+        products.push(Matmul::linear(a, products[4].out.tensor, None, last));
+        let mut r = Recorder::new(format!("products of {rows} rows"), &layout);
+        products.iter().for_each(|product| r.push(product.clone()));
+        let program = r.finish();
+        let (oracle, mut found) = (Cpu::<f64>::new(), device.allocate(&layout).unwrap());
+        let mut expected = oracle.allocate(&layout).unwrap();
+        for (tensor, bytes) in &inputs {
+            oracle.write(&mut expected, *tensor, bytes).unwrap();
+            device.write(&mut found, *tensor, bytes).unwrap();
+        }
+        oracle.run(&mut oracle.compile(&program, &expected).unwrap(), &mut expected).unwrap();
+        let mut plan = device.compile(&program, &found).unwrap();
+        assert_eq!(plan.launches(), launches);
+        device.run(&mut plan, &mut found).unwrap();
+        for product in &products {
+            let tensor = product.out.tensor;
+            let expected = values(&block_on(oracle.read(&expected, tensor)).unwrap());
+            let found = values(&block_on(device.read(&found, tensor)).unwrap());
+            let size = expected.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+            let error = expected.iter().zip(&found).fold(0.0_f64, |m, (x, y)| m.max((x - y).abs()));
+            assert!(error <= 4.0 * tolerance("") * size, "{rows} rows, {tensor:?}: {error} of {size}");
         }
     }
 }

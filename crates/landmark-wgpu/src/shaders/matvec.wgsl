@@ -3,37 +3,33 @@
 // The weights b are read once, whatever M is; that is all the time it takes. A workgroup makes four columns of the
 // result: its threads go along the rows of b together, 16 bytes each, so that what they read at a time is one piece
 // of memory, and each has four such reads under way.
+//
+// A launch makes several products of the same a: the text stands once for each, `$` for the suffix of its names.
 
-const COLUMNS: u32 = 4u;
-
-fn start_of(row: u32) -> u32 {
+fn start_of$(row: u32) -> u32 {
     // Behind the last row, the last one again: its result is not stored.
-    return min(row, params.n - 1u) * params.k;
+    return min(row, params.n$ - 1u) * params.k;
 }
 
-fn work(group: vec3<u32>, groups: vec3<u32>, thread: u32) {
-    let col = COLUMNS * group_index(group, groups);
-    if (col >= params.n) {
-        return;
-    }
-    let b0 = start_of(col);
-    let b1 = start_of(col + 1u);
-    let b2 = start_of(col + 2u);
-    let b3 = start_of(col + 3u);
+fn product$(col: u32, thread: u32) {
+    let b0 = start_of$(col);
+    let b1 = start_of$(col + 1u);
+    let b2 = start_of$(col + 2u);
+    let b3 = start_of$(col + 3u);
     var sums: array<vec4<f32>, ROWS>;
-    for (var k = 4u * b_PARTS * thread; k < params.k; k += 4u * b_PARTS * WORKGROUP) {
+    for (var k = 4u * b$_PARTS * thread; k < params.k; k += 4u * b$_PARTS * WORKGROUP) {
         let valid = valid_of(k, params.k);
-        let w0 = b_load(b0 + k, valid);
-        let w1 = b_load(b1 + k, valid);
-        let w2 = b_load(b2 + k, valid);
-        let w3 = b_load(b3 + k, valid);
-        let scales = vec4<f32>(b_scale(b0 + k), b_scale(b1 + k), b_scale(b2 + k), b_scale(b3 + k));
+        let w0 = b$_load(b0 + k, valid);
+        let w1 = b$_load(b1 + k, valid);
+        let w2 = b$_load(b2 + k, valid);
+        let w3 = b$_load(b3 + k, valid);
+        let scales = vec4<f32>(b$_scale(b0 + k), b$_scale(b1 + k), b$_scale(b2 + k), b$_scale(b3 + k));
         var products: array<vec4<f32>, ROWS>;
-        for (var i = 0u; i < b_PARTS; i++) {
-            let p0 = b_part(w0, i);
-            let p1 = b_part(w1, i);
-            let p2 = b_part(w2, i);
-            let p3 = b_part(w3, i);
+        for (var i = 0u; i < b$_PARTS; i++) {
+            let p0 = b$_part(w0, i);
+            let p1 = b$_part(w1, i);
+            let p2 = b$_part(w2, i);
+            let p3 = b$_part(w3, i);
             for (var row = 0u; row < ROWS; row++) {
                 let a = a_quad((params.above + row) * params.k + k + 4u * i, valid);
                 products[row] += vec4<f32>(dot(a, p0), dot(a, p1), dot(a, p2), dot(a, p3));
@@ -46,13 +42,13 @@ fn work(group: vec3<u32>, groups: vec3<u32>, thread: u32) {
     for (var row = 0u; row < ROWS; row++) {
         let sum = combine(sums[row], thread);
         if (thread == 0u) {
-            let valid = valid_of(col, params.n);
-            let e = row * params.stride + params.first + col;
-            var value = params.scale * sum + bias_quad(params.first + col, valid);
+            let valid = valid_of(col, params.n$);
+            let e = row * params.stride$ + params.first$ + col;
+            var value = params.scale * sum + bias$_quad(params.first$ + col, valid);
             if (ADD) {
-                value += out_quad(e, valid);
+                value += out$_quad(e, valid);
             }
-            out_put(e, value, valid);
+            out$_put(e, value, valid);
         }
     }
 }
