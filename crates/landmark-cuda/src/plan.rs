@@ -70,7 +70,6 @@ pub(crate) struct Compiler<'a> {
     scratch: Scratch,
     /// `None` in the first walk.
     transient: Option<u64>,
-    scratch_bytes: u64,
     /// By index: the scratch tensors of which some launch wants the address. Others need no memory: what passes inside a
     /// launch of several ops may be the largest tensor of the program (the scores of all landmarks).
     touched: RefCell<Vec<bool>>,
@@ -212,7 +211,7 @@ impl Compiler<'_> {
         let at = self.workspace_used;
         self.workspace_used = aligned(at + bytes);
         self.workspace_bytes = self.workspace_bytes.max(self.workspace_used);
-        self.transient.unwrap_or(NOWHERE) + self.scratch_bytes + at
+        self.transient.unwrap_or(NOWHERE) + self.scratch.bytes + at
     }
 
     /// Appends a launch: grid in blocks, threads of a block, bytes of dynamic shared memory.
@@ -396,14 +395,12 @@ impl Scratch {
 /// Compiles `program` over `arena`.
 pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> Result<CudaPlan> {
     let scratch = Scratch::new(program);
-    let scratch_bytes = scratch.bytes;
     let mut compiler = Compiler {
         shared,
         program,
         arena,
         scratch: scratch.clone(),
         transient: None,
-        scratch_bytes,
         touched: RefCell::new(vec![false; program.tensors().len()]),
         at: 0,
         workspace_used: 0,
@@ -416,8 +413,7 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &CudaArena) -> 
     let transient = loop {
         let touched = compiler.touched.borrow().clone();
         compiler.scratch = scratch.with_only(program, &touched);
-        compiler.scratch_bytes = compiler.scratch.bytes;
-        let transient = shared.transient(compiler.scratch_bytes + compiler.workspace_bytes, &program.name)?;
+        let transient = shared.transient(compiler.scratch.bytes + compiler.workspace_bytes, &program.name)?;
         compiler.transient = Some(transient.address);
         compiler.steps.clear();
         compiler.walk()?;
