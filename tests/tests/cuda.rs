@@ -111,8 +111,14 @@ fn training_follows_the_cpu() {
     }
 }
 
-/// Logits of a prompt that is longer than its chunks, and of the tokens behind it.
-fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths: &[usize]) -> Vec<Vec<f32>> {
+/// Logits of a prompt that is longer than its chunks and of tokens behind it: each time that `every` tokens were chosen.
+fn logits<B: Backend>(
+    backend: B,
+    config: &ModelConfig,
+    compute: DType,
+    lengths: &[usize],
+    every: usize,
+) -> Vec<Vec<f32>> {
     let settings = Settings {
         sampling: Sampling::default(),
         seed: 1,
@@ -134,8 +140,10 @@ fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths:
     let mut generator = Generator::new(&mut engine, settings, lengths.len()).unwrap();
     block_on(generator.read(&prompts, |_| ())).unwrap();
     let mut found = Vec::new();
-    for _ in 0..12 {
-        block_on(generator.next()).unwrap();
+    for _ in 0..12 / every {
+        for _ in 0..every {
+            block_on(generator.next()).unwrap();
+        }
         found.extend((0..lengths.len()).map(|row| block_on(generator.logits(row)).unwrap()));
     }
     found
@@ -145,9 +153,10 @@ fn logits<B: Backend>(backend: B, config: &ModelConfig, compute: DType, lengths:
 fn answers_out_of_a_memory_are_the_cpus() {
     let Some(cuda) = cuda() else { return };
     for (what, config) in [("GPT", gpt()), ("LLaMA", llama())] {
-        for lengths in [&[71][..], &[30, 55]] {
-            let expected = logits(Cpu::<f32>::new(), &config, DType::F32, lengths);
-            let found = logits(cuda.clone(), &config, DType::F32, lengths);
+        // Steps are begun ahead until logits are asked for.
+        for (lengths, every) in [(&[71][..], 1), (&[71], 12), (&[30, 55], 1)] {
+            let expected = logits(Cpu::<f32>::new(), &config, DType::F32, lengths, every);
+            let found = logits(cuda.clone(), &config, DType::F32, lengths, every);
             for (step, (e, f)) in expected.iter().zip(&found).enumerate() {
                 let size = e.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
                 let worst = e.iter().zip(f).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

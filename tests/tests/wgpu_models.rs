@@ -250,6 +250,32 @@ fn rows_of_different_lengths_give_what_they_give_on_the_cpu() {
     }
 }
 
+/// One text, of which only the tokens are asked for, and the logits at the end: its steps are begun ahead.
+fn write<B: Backend>(backend: B, config: &ModelConfig) -> (Vec<u32>, Vec<f32>) {
+    let settings = Settings { lookups: false, ..settings(config, Granularity::PerTokenAndHead, 9) };
+    let cache = CacheShape::Mem { blocks: 7, block: BLOCK, top_k: 7 };
+    let room = settings.room(config, cache, 1);
+    let mut engine = Engine::new(backend, config.clone(), room).expect("an engine");
+    engine.initialise(3).expect("weights");
+    let mut generator = Generator::new(&mut engine, settings, 1).expect("a generator");
+    block_on(generator.read(&[&[5, 1, 2]], |_| ())).expect("a prompt");
+    let token = |_| block_on(generator.next()).expect("a token")[0].expect("one that is wanted");
+    let tokens = (0..2 * BLOCK as u32 + 3).map(token).collect();
+    (tokens, block_on(generator.logits(0)).expect("logits"))
+}
+
+#[test]
+fn steps_begun_ahead_write_what_the_cpu_writes() {
+    for (name, config) in models().into_iter().skip(1) {
+        let (tokens, on_cpu) = write(Cpu::<f32>::new(), &config);
+        let (found, logits) = write(device().clone(), &config);
+        assert_eq!(found, tokens, "{name}");
+        let error = on_cpu.iter().zip(&logits).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+        let size = on_cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
+        assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
+    }
+}
+
 /// The released LLaMA's logits, with landmarks, without, and with grouped-query heads.
 #[test]
 fn the_released_logits_are_met() {

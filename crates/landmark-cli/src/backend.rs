@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use landmark_core::{Backend, Cpu, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Answer, Backend, Cpu, Error, Layout, Paging, Program, Result, Tensor};
 use landmark_cuda::{Cuda, CudaArena, CudaPlan};
 use landmark_wgpu::{Wgpu, WgpuArena, WgpuPlan};
 
@@ -124,6 +124,15 @@ impl Backend for AnyBackend {
             (AnyBackend::Wgpu(wgpu), AnyArena::Wgpu(arena)) => {
                 wgpu.read_into(arena, tensor, elements, to).await
             }
+            _ => Err(foreign()),
+        }
+    }
+
+    fn begin_read(&self, arena: &AnyArena, tensor: Tensor, elements: Range<usize>) -> Result<Option<Answer>> {
+        match (self, arena) {
+            (AnyBackend::Cpu(cpu), AnyArena::Cpu(arena)) => cpu.begin_read(arena, tensor, elements),
+            (AnyBackend::Cuda(cuda), AnyArena::Cuda(arena)) => cuda.begin_read(arena, tensor, elements),
+            (AnyBackend::Wgpu(wgpu), AnyArena::Wgpu(arena)) => wgpu.begin_read(arena, tensor, elements),
             _ => Err(foreign()),
         }
     }

@@ -10,6 +10,10 @@ use crate::program::{Layout, Program};
 use crate::tensor::Tensor;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
+
+/// Bytes on their way from a device. They may be given up.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
 /// Something that runs programs.
 pub trait Backend: Sized {
@@ -86,5 +90,22 @@ pub trait Backend: Sized {
             to.copy_from_slice(&self.read_at(arena, tensor, elements).await?);
             Ok(())
         }
+    }
+
+    /// Asks for some elements as what was run so far leaves them, whatever is run before the answer is waited for. What kernels
+    /// found wrong may not be told by that, only by what is read after everything.
+    ///
+    /// `None` where there is nothing to be ahead of, since [`run`](Self::run) has computed all when it returns, or where the
+    /// tensor cannot be read so.
+    ///
+    /// # Errors
+    /// Failures of the device.
+    fn begin_read(
+        &self,
+        _arena: &Self::Arena,
+        _tensor: Tensor,
+        _elements: Range<usize>,
+    ) -> Result<Option<Answer>> {
+        Ok(None)
     }
 }

@@ -10,7 +10,7 @@ use crate::paging::{self, Rings};
 use crate::plan::{self, CudaPlan, OpTime};
 use crate::staging::{LARGEST, Staging};
 use landmark_core::program::Info;
-use landmark_core::{Backend, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Answer, Backend, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -136,7 +136,7 @@ impl Cuda {
         let device = Device::open(ordinal)?;
         let kernels = Kernels::new(cache);
         let function =
-            kernels.module(&device, "apply_writes.cu", &Defines::new())?.function("apply_writes")?;
+            kernels.module(&device, "apply_copies.cu", &Defines::new())?.function("apply_copies")?;
         let apply = Launch {
             function,
             grid: [1; 3],
@@ -296,5 +296,25 @@ impl Backend for Cuda {
         let (address, bytes) = arena.elements(tensor, &elements)?;
         assert_eq!(bytes, to.len(), "room for the elements");
         self.read_span(arena, tensor, address, to)
+    }
+
+    fn begin_read(
+        &self,
+        arena: &CudaArena,
+        tensor: Tensor,
+        elements: Range<usize>,
+    ) -> Result<Option<Answer>> {
+        let (address, bytes) = arena.elements(tensor, &elements)?;
+        if arena.rings_of(tensor).is_some() || bytes > LARGEST {
+            return Ok(None);
+        }
+        self.shared.device.enter()?;
+        let arrival = lock(&self.shared.staging).pull(&self.shared.device, &arena.buffer, address, bytes)?;
+        let shared = self.shared.clone();
+        Ok(Some(Box::pin(async move {
+            // Launches it, if nothing that was run since has.
+            drop(shared.turn()?);
+            arrival.wait(bytes)
+        })))
     }
 }

@@ -32,7 +32,7 @@ static HEADERS: &[(&str, &str)] = &embedded![
 /// Kernel files.
 static SOURCES: &[(&str, &str)] = &embedded![
     "append_kv.cu",
-    "apply_writes.cu",
+    "apply_copies.cu",
     "copy.cu",
     "cross_entropy.cu",
     "dropout.cu",

@@ -638,12 +638,24 @@ pub(crate) struct Event(sys::CUevent);
 
 // SAFETY: a handle that any thread may use.
 unsafe impl Send for Event {}
+// SAFETY: as above, and several at once.
+unsafe impl Sync for Event {}
 
 impl Event {
+    /// One to wait for.
     pub(crate) fn new() -> Result<Event> {
+        Self::with(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows its time.
+    pub(crate) fn timed() -> Result<Event> {
+        Self::with(sys::CUevent_flags_enum::CU_EVENT_DEFAULT)
+    }
+
+    fn with(flags: sys::CUevent_flags_enum) -> Result<Event> {
         let mut event = std::ptr::null_mut();
         // SAFETY: destroyed in `drop`.
-        unsafe { check(sys::cuEventCreate(&mut event, 0), "making an event")? };
+        unsafe { check(sys::cuEventCreate(&mut event, flags as u32), "making an event")? };
         Ok(Event(event))
     }
 

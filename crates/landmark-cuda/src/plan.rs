@@ -458,13 +458,13 @@ impl CudaPlan {
         let mut points: Vec<(usize, Event)> = Vec::new();
         for (op, step) in &self.steps {
             if points.last().is_none_or(|(last, _)| last != op) {
-                let event = Event::new()?;
+                let event = Event::timed()?;
                 event.record(&shared.device)?;
                 points.push((*op, event));
             }
             self.issue_step(shared, *op, step)?;
         }
-        let end = Event::new()?;
+        let end = Event::timed()?;
         end.record(&shared.device)?;
         shared.device.synchronise()?;
         let ends = points.iter().skip(1).map(|(_, event)| event).chain([&end]);

@@ -8,7 +8,7 @@ use landmark_core::ops::{
     GeluBackward, Likeliest, LinearCrossEntropy, LossGradient, Matmul, Norm, NormBackward, NormKind, Op,
     Rope, RopeStyle, Sgd, SquaredNorm, SumRows, SwiGlu, SwiGluBackward,
 };
-use landmark_core::testing::now;
+use landmark_core::testing::{check_begun_reads, now};
 use landmark_core::{Backend, Cols, DType, Error, Out, plant};
 
 const F32: DType = DType::F32;
@@ -442,6 +442,12 @@ fn writes_outlive_their_tensors() {
         assert!(now(cuda.read(&arena, tensor)).unwrap().iter().all(|&byte| byte == 0), "round {round}");
         cuda.write(&mut arena, tensor, &[round + 1; 256]).unwrap();
     }
+}
+
+#[test]
+fn reads_that_were_begun_show_what_was_there() {
+    let Some(cuda) = cuda() else { return };
+    check_begun_reads(cuda);
 }
 
 /// The checks above are seen to fail.

@@ -328,6 +328,19 @@ impl<B: Backend> Engine<B> {
         Ok(self.backend.read_into(&self.arena, tensor, elements, bytemuck::cast_slice_mut(to)).await?)
     }
 
+    /// Asks for some elements as what was run so far leaves them, whatever is run next: see [`Backend::begin_read`].
+    ///
+    /// # Errors
+    /// Failures of the backend.
+    pub fn begin_read<T: bytemuck::Pod>(
+        &self,
+        tensor: Tensor,
+        elements: Range<usize>,
+    ) -> Result<Option<impl Future<Output = Result<Vec<T>>> + use<T, B>>> {
+        let answer = self.backend.begin_read(&self.arena, tensor, elements)?;
+        Ok(answer.map(|answer| async { Ok(bytemuck::allocation::pod_collect_to_vec(&answer.await?)) }))
+    }
+
     /// Writes elements of a tensor from number `first` on; of a paged one, whole pages.
     ///
     /// # Errors

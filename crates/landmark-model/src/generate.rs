@@ -353,8 +353,8 @@ impl<'e, B: Backend> Generator<'e, B> {
     ///
     /// # Errors
     /// Failures of the backend.
-    pub async fn logits(&self, row: usize) -> Result<Vec<f32>, Error> {
-        match (&self.rows[row].next, &self.source) {
+    pub async fn logits(&mut self, row: usize) -> Result<Vec<f32>, Error> {
+        match (&self.rows[row].next, &mut self.source) {
             (Next::Logits(logits), _) => Ok(logits.clone()),
             (Next::Likeliest(_), Source::Memory(reader)) => Ok(reader.last_logits().await?),
             (Next::Nothing | Next::Likeliest(_), _) => Ok(Vec::new()),

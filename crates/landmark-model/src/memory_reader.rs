@@ -6,13 +6,17 @@
 //! powers of two up to a chunk, so that a handful of compiled programs serves every prompt.
 //!
 //! What each row reads does not depend on the rows beside it.
+//!
+//! Who generates greedily reads back one token of each step, and most often has it read next. A device that works by
+//! itself need not wait for that: it has the token, so its next step is begun before the token is on its way. If something
+//! else is read next, that step is as if it had not been: what it put into the memory lies behind the row's length.
 
 use crate::engine::{Engine, Error, Held, Result};
 use crate::model::Lookup;
 use crate::reader::{PredictAt, given_positions};
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
 use landmark_core::Backend;
-use landmark_core::ops::{MemoryShape, NO_BLOCK};
+use landmark_core::ops::{Likeliest, MemoryShape, NO_BLOCK};
 use std::future::{Future, poll_fn};
 use std::task::Poll;
 
@@ -25,18 +29,38 @@ pub struct MemoryReader<'e, B: Backend> {
     /// Positions stored for each row, landmarks included.
     lengths: Vec<usize>,
     last: Step,
+    /// Whether steps are begun ahead.
+    looks_ahead: bool,
+    ahead: Option<Ahead>,
 }
 
-/// What is remembered of the last step with logits, to read its lookups.
+/// Where everything of a step goes. Of the last one it is remembered, to read its lookups.
 #[derive(Clone, Debug, Default)]
 struct Step {
     /// Positions of a row, padding included.
     tokens: usize,
-    /// Where the logits of each row were read.
+    /// Where each row's own tokens are; between them are landmarks.
+    given: Vec<Vec<usize>>,
+    /// Positions of each row that are no padding.
+    counts: Vec<usize>,
+    /// Where the logits of each row are read.
     at: Vec<Option<usize>>,
     /// Lengths before the step.
     lengths: Vec<usize>,
 }
+
+/// A step of the only row that was begun before anybody asked for it.
+#[derive(Debug)]
+struct Ahead {
+    step: Step,
+    /// The token that the last step read.
+    last: u32,
+    /// The token that it reads, once it is known.
+    token: Option<u32>,
+}
+
+/// What generation wants of a step.
+const NEXT_TOKEN: Want = Want::Logits { rows: 1 };
 
 /// A block that was fetched.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -76,7 +100,10 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let memory = engine.model().memory(lengths.len()).expect("a reader of a model with a memory");
         assert!(lengths.len() <= engine.model().room.batch, "more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
-        MemoryReader { engine, memory, choice, predict, lengths, last: Step::default() }
+        // What was looked up is that of the last step to run.
+        let looks_ahead = engine.model().lookups.is_empty();
+        let last = Step::default();
+        MemoryReader { engine, memory, choice, predict, lengths, last, looks_ahead, ahead: None }
     }
 
     /// Positions stored for each row, landmarks included.
@@ -99,7 +126,7 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         assert!(length <= now, "position {length} is still to come");
         assert!(now / memory.block <= memory.blocks, "the ring came around");
         self.lengths[row] = length;
-        self.last = Step::default();
+        (self.last, self.ahead) = (Step::default(), None);
     }
 
     /// Waits until everything that was asked of the engine is done.
@@ -125,7 +152,7 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
     /// # Errors
     /// As [`fill`](Self::fill).
     pub async fn logits(&mut self, rows: &[&[u32]], to: &mut [&mut Vec<f32>]) -> Result<()> {
-        self.run(rows, Want::Logits { rows: 1 })?;
+        self.run(rows, NEXT_TOKEN)?;
         let model = self.engine.model();
         let (tensor, vocab) =
             (model.inputs.logits.expect("logits of an engine with room"), model.config.vocab_size);
@@ -154,18 +181,61 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
     /// # Panics
     /// With several rows.
     pub async fn likeliest(&mut self, piece: &[u32]) -> Result<u32> {
-        self.run(&[piece], Want::Logits { rows: 1 })?;
-        let tensor = self.engine.model().inputs.likeliest.expect("logits of an engine with room");
-        let mut token = [0];
-        self.engine.read_into(tensor, &mut token).await?;
-        Ok(token[0])
+        match self.ahead.take() {
+            Some(ahead) if ahead.token.is_some_and(|token| piece == [token]) => self.take(ahead.step),
+            _ => self.run(&[piece], NEXT_TOKEN)?,
+        }
+        // The device puts it where the next step looks for its first token.
+        let tensor = self.engine.model().inputs.tokens;
+        let answer = if self.may_go_ahead(piece) { self.engine.begin_read(tensor, 0..1)? } else { None };
+        let Some(answer) = answer else {
+            let mut token = [0];
+            self.engine.read_into(tensor, &mut token).await?;
+            return Ok(token[0]);
+        };
+        self.go_ahead(piece[0])?;
+        let token = answer.await?[0];
+        if token == Likeliest::NO_TOKEN {
+            // The step ahead looked it up and has said so, which is not what went wrong.
+            let _ = self.settle().await;
+        }
+        self.ahead.as_mut().expect("begun above").token = Some(token);
+        Ok(token)
+    }
+
+    /// Not behind a step that filled a block: where the ring has come around, the next position takes the place of a block
+    /// that the step may have read, so that it could not be [run again](Self::return_to_last).
+    fn may_go_ahead(&self, piece: &[u32]) -> bool {
+        self.looks_ahead && piece.len() == 1 && !self.lengths[0].is_multiple_of(self.memory.block)
+    }
+
+    /// Begins the step of the token that the last one found, which read `last`.
+    fn go_ahead(&mut self, last: u32) -> Result<()> {
+        let step = self.lay_out(&[1]);
+        if step.tokens > 1 {
+            let (tensor, landmark) = (self.engine.model().inputs.tokens, self.engine.config().landmark_id);
+            self.engine.write_at(tensor, 1, &vec![landmark; step.tokens - 1])?;
+        }
+        self.begin(&step, NEXT_TOKEN)?;
+        self.ahead = Some(Ahead { step, last, token: None });
+        Ok(())
+    }
+
+    /// Runs the last step again if another was begun behind it. Who asks for what it left will ask again, so that no more
+    /// steps are begun ahead.
+    fn return_to_last(&mut self) -> Result<()> {
+        let Some(ahead) = self.ahead.take() else { return Ok(()) };
+        self.looks_ahead = false;
+        self.lengths.clone_from(&self.last.lengths);
+        self.run(&[&[ahead.last]], NEXT_TOKEN)
     }
 
     /// The logits `(V)` that the last step left of the only row.
     ///
     /// # Errors
     /// Failures of the backend.
-    pub async fn last_logits(&self) -> Result<Vec<f32>> {
+    pub async fn last_logits(&mut self) -> Result<Vec<f32>> {
+        self.return_to_last()?;
         let model = self.engine.model();
         let tensor = model.inputs.logits.expect("logits of an engine with room");
         self.engine.read_first(tensor, model.config.vocab_size).await
@@ -206,19 +276,36 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
     fn run(&mut self, rows: &[&[u32]], want: Want) -> Result<()> {
         assert_eq!(rows.len(), self.lengths.len(), "a piece for each row");
         let config = self.engine.config();
-        let (landmark, vocab, extra) = (config.landmark_id, config.vocab_size, config.extra_rows());
-        let room = self.engine.model().room.tokens;
+        let (landmark, vocab) = (config.landmark_id, config.vocab_size);
         if rows.iter().any(|row| row.contains(&landmark)) {
             return Err(Error::LandmarkInInput);
         }
         if let Some(&token) = rows.iter().copied().flatten().find(|&&token| token as usize >= vocab) {
             return Err(Error::Token { token, vocab });
         }
-        let block = self.memory.block;
+        if rows.iter().all(|row| row.is_empty()) {
+            return Ok(());
+        }
+        let step = self.lay_out(&rows.iter().map(|row| row.len()).collect::<Vec<_>>());
+        // Padding is a landmark, which every vocabulary has; nothing sees it.
+        let mut ids = vec![landmark; rows.len() * step.tokens];
+        for (b, (row, given)) in rows.iter().zip(&step.given).enumerate() {
+            given.iter().zip(*row).for_each(|(&at, &id)| ids[b * step.tokens + at] = id);
+        }
+        let tensor = self.engine.model().inputs.tokens;
+        self.engine.write(tensor, &ids)?;
+        self.begin(&step, want)?;
+        self.take(step);
+        Ok(())
+    }
+
+    /// The step that reads so many tokens of each row, some of at least one.
+    fn lay_out(&self, rows: &[usize]) -> Step {
+        let (block, room) = (self.memory.block, self.engine.model().room.tokens);
         let given: Vec<Vec<usize>> = rows
             .iter()
             .zip(&self.lengths)
-            .map(|(row, &length)| given_positions(length, row.len(), block))
+            .map(|(&row, &length)| given_positions(length, row, block))
             .collect();
         let counts: Vec<usize> = given
             .iter()
@@ -226,22 +313,9 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
             .map(|(given, &length)| given.last().map_or(0, |&last| last + 1 + closes(length + last, block)))
             .collect();
         let longest = counts.iter().copied().max().unwrap_or(0);
-        if longest == 0 {
-            return Ok(());
-        }
         assert!(longest <= room, "a piece of {longest} positions in an engine with room for {room}");
         // A whole chunk, the usual case, has a program of its very length; shorter pieces share those of a few.
         let tokens = longest.next_power_of_two().min(room);
-        // Padding is a landmark, which every vocabulary has; nothing sees it.
-        let mut ids = vec![landmark; rows.len() * tokens];
-        let mut positions = Vec::with_capacity(rows.len() * (tokens + extra));
-        for (b, (row, given)) in rows.iter().zip(&given).enumerate() {
-            given.iter().zip(*row).for_each(|(&at, &id)| ids[b * tokens + at] = id);
-            let state = self.memory.state(self.lengths[b]);
-            let start = (state.start + state.unfinished) as i32;
-            positions.extend(std::iter::repeat_n(-1, extra));
-            positions.extend((0..tokens as i32).map(|t| start + t));
-        }
         let at: Vec<Option<usize>> = given
             .iter()
             .zip(&counts)
@@ -250,21 +324,37 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
                 PredictAt::LastPosition => count.checked_sub(1),
             })
             .collect();
+        Step { tokens, given, counts, at, lengths: self.lengths.clone() }
+    }
+
+    /// Runs a step whose tokens are in place.
+    fn begin(&mut self, step: &Step, want: Want) -> Result<()> {
+        let (batch, tokens) = (self.lengths.len(), step.tokens);
+        let extra = self.engine.config().extra_rows();
+        let mut positions = Vec::with_capacity(batch * (tokens + extra));
+        for &length in &step.lengths {
+            let state = self.memory.state(length);
+            let start = (state.start + state.unfinished) as i32;
+            positions.extend(std::iter::repeat_n(-1, extra));
+            positions.extend((0..tokens as i32).map(|t| start + t));
+        }
         let inputs = self.engine.model().inputs;
-        self.engine.write(inputs.tokens, &ids)?;
         self.engine.write(inputs.positions, &positions)?;
-        self.engine.write(inputs.lengths, &narrow(&self.lengths))?;
-        self.engine.write(inputs.counts, &narrow(&counts))?;
+        self.engine.write(inputs.lengths, &narrow(&step.lengths))?;
+        self.engine.write(inputs.counts, &narrow(&step.counts))?;
         if let (Want::Logits { .. }, Some(wanted)) = (want, inputs.wanted) {
-            let rows: Vec<u32> =
-                at.iter().enumerate().map(|(b, at)| (b * tokens + at.unwrap_or(0)) as u32).collect();
+            let rows = step.at.iter().enumerate();
+            let rows: Vec<u32> = rows.map(|(b, at)| (b * tokens + at.unwrap_or(0)) as u32).collect();
             self.engine.write(wanted, &rows)?;
         }
         let context = Context::Mem(self.choice);
-        self.engine.run(&Pass { batch: rows.len(), tokens, placement: Placement::None, context, want })?;
-        self.last = Step { tokens, at, lengths: self.lengths.clone() };
-        self.lengths.iter_mut().zip(&counts).for_each(|(length, count)| *length += count);
-        Ok(())
+        self.engine.run(&Pass { batch, tokens, placement: Placement::None, context, want })
+    }
+
+    /// Counts what a step read.
+    fn take(&mut self, step: Step) {
+        self.lengths.iter_mut().zip(&step.counts).for_each(|(length, count)| *length += count);
+        (self.last, self.ahead) = (step, None);
     }
 }
 

@@ -150,8 +150,6 @@ pub struct Inputs {
     pub predictions: Tensor,
     /// Logits `(B, rows, V)`.
     pub logits: Option<Tensor>,
-    /// Likeliest token of each row by its logits `(B)` u32; see [`Likeliest`](landmark_core::ops::Likeliest).
-    pub likeliest: Option<Tensor>,
     /// Learning rate and corrections of the optimiser `(3)`.
     pub hyper: Tensor,
     /// Sum of squares of all gradients `(1)`.
@@ -315,7 +313,6 @@ fn inputs(config: &ModelConfig, room: &Room, layout: &mut Layout) -> Inputs {
         loss: add("loss", DType::F32, &[1]),
         predictions: add("predictions", DType::U32, &[batch, tokens]),
         logits: (logits > 0).then(|| add("logits", DType::F32, &[batch, logits, config.vocab_size])),
-        likeliest: (logits > 0).then(|| add("likeliest", DType::U32, &[batch])),
         hyper: add("hyper", DType::F32, &[3]),
         squared_norm: add("squared_norm", DType::F32, &[1]),
         clip: add("clip", DType::F32, &[1]),

@@ -559,10 +559,10 @@ impl Step<'_> {
                 let logits = inputs.logits.expect(room);
                 let logits = self.r.view(logits, [batch, rows, self.config.vocab_size]);
                 self.r.push(Matmul::linear(last, weights.head, None, logits));
-                // Who generates one text greedily reads no more than this.
-                if let (1, 1, Some(likeliest)) = (batch, rows, inputs.likeliest) {
+                // Who generates one text greedily reads no more than this, and has it read next.
+                if (batch, rows) == (1, 1) {
                     let banned = self.config.banned();
-                    let out = self.r.view(likeliest, [1]);
+                    let out = self.r.view(inputs.tokens, [1]);
                     self.r.push(Likeliest { logits, banned, out });
                 }
             }

@@ -4,10 +4,12 @@ use crate::adapter::AdapterInfo;
 use crate::arena::WgpuArena;
 use crate::device::{Shared, lock};
 use crate::plan::{self, WgpuPlan};
-use crate::readback::{Copy, read};
+use crate::readback::{Copy, Reading, read};
 use half::{bf16, f16};
 use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, quantize};
-use landmark_core::{Backend, DType, Error, Layout, PageId, PageStore, Paging, Program, Result, Tensor};
+use landmark_core::{
+    Answer, Backend, DType, Error, Layout, PageId, PageStore, Paging, Program, Result, Tensor,
+};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -131,24 +133,31 @@ impl Wgpu {
         if let Some(bits) = arena.bits(tensor) {
             return self.read_quantised(arena, tensor, bits, bytes).await;
         }
-        let mut whole = Vec::with_capacity(bytes.len());
-        let spans = arena.spans(tensor, bytes)?;
-        // Copies are of whole words.
-        let copies: Vec<Copy<'_>> = spans
-            .iter()
-            .map(|(piece, bytes, _)| {
-                let (first, end) = (bytes.start / 4 * 4, bytes.end.next_multiple_of(4));
-                Copy { buffer: &piece.buffer, first: first as u64, bytes: (end - first) as u64 }
-            })
-            .collect();
-        let read = read(&self.shared, &copies).await?;
-        let mut at = 0;
-        for ((_, bytes, _), copy) in spans.iter().zip(&copies) {
-            let skipped = bytes.start - copy.first as usize;
-            whole.extend_from_slice(&read[at + skipped..][..bytes.len()]);
-            at += copy.bytes as usize;
+        self.shared.settle().await?;
+        self.begin_bytes(arena, tensor, bytes)?.await
+    }
+
+    /// Submits the copies of what is not quantised.
+    fn begin_bytes(
+        &self,
+        arena: &WgpuArena,
+        tensor: Tensor,
+        bytes: Range<usize>,
+    ) -> Result<impl Future<Output = Result<Vec<u8>>> + use<>> {
+        let (mut copies, mut asked, mut at) = (Vec::new(), Vec::new(), 0);
+        for (piece, bytes, _) in arena.spans(tensor, bytes)? {
+            // Copies are of whole words.
+            let (first, end) = (bytes.start / 4 * 4, bytes.end.next_multiple_of(4));
+            copies.push(Copy { buffer: &piece.buffer, first: first as u64, bytes: (end - first) as u64 });
+            asked.push(at + bytes.start - first..at + bytes.end - first);
+            at += end - first;
         }
-        Ok(whole)
+        let reading = Reading::begin(&self.shared, &copies)?;
+        let shared = self.shared.clone();
+        Ok(async move {
+            let read = reading.finish(&shared).await?;
+            Ok(asked.into_iter().flat_map(|range| &read[range]).copied().collect())
+        })
     }
 }
 
@@ -265,5 +274,19 @@ impl Backend for Wgpu {
         let size = arena.layout.info(tensor).dtype.size();
         self.read_bytes(arena, tensor, elements.start.saturating_mul(size)..elements.end.saturating_mul(size))
             .await
+    }
+
+    fn begin_read(
+        &self,
+        arena: &WgpuArena,
+        tensor: Tensor,
+        elements: Range<usize>,
+    ) -> Result<Option<Answer>> {
+        if arena.bits(tensor).is_some() {
+            return Ok(None);
+        }
+        let size = arena.layout.info(tensor).dtype.size();
+        let bytes = elements.start.saturating_mul(size)..elements.end.saturating_mul(size);
+        Ok(Some(Box::pin(self.begin_bytes(arena, tensor, bytes)?)))
     }
 }

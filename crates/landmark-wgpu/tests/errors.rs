@@ -5,7 +5,7 @@ mod common;
 use common::{compare_on_all, device, tolerance};
 use landmark_core::lockstep::compare;
 use landmark_core::ops::{Bernoulli, Embed, Gelu, LinearCrossEntropy, Matmul};
-use landmark_core::testing::{f32_bytes, i32_bytes, normals, u32_bytes};
+use landmark_core::testing::{check_begun_reads, f32_bytes, i32_bytes, normals, u32_bytes};
 use landmark_core::{Backend, DType, Error, Layout, Recorder};
 use landmark_wgpu::{Choice, OpenError, Options, Wgpu, adapters};
 use pollster::block_on;
@@ -130,6 +130,11 @@ fn weights_larger_than_a_binding_are_split() {
     layout.add("row", DType::F32, [2, 4000]);
     let message = small.allocate(&layout).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("two rows of `row` take 32000 bytes"), "{message}");
+}
+
+#[test]
+fn reads_that_were_begun_show_what_was_there() {
+    check_begun_reads(device());
 }
 
 #[test]

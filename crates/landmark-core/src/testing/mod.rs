@@ -91,6 +91,31 @@ pub fn now<R>(future: impl Future<Output = R>) -> R {
     }
 }
 
+/// Checks that reads which were begun show what was there then, whatever came since and in whichever order they are waited
+/// for, and that they may be given up.
+///
+/// # Panics
+/// When they do not, or when the backend begins none.
+pub fn check_begun_reads<B: Backend>(backend: &B) {
+    let mut layout = Layout::new();
+    let tensor = layout.add("numbers", DType::U32, [70]);
+    let mut arena = backend.allocate(&layout).unwrap();
+    let numbers = |round: u32| u32_bytes(&(0..70).map(|i| 100 * round + i).collect::<Vec<u32>>());
+    let mut answers = Vec::new();
+    for round in 0..12 {
+        backend.write(&mut arena, tensor, &numbers(round)).unwrap();
+        let answer = backend.begin_read(&arena, tensor, 3..70).unwrap().expect("a read that is begun");
+        if round % 4 != 3 {
+            answers.push((round, answer));
+        }
+    }
+    assert_eq!(now(backend.read(&arena, tensor)).unwrap(), numbers(11));
+    for (round, answer) in answers.into_iter().rev() {
+        assert_eq!(now(answer).unwrap(), numbers(round)[12..], "round {round}");
+    }
+    assert!(backend.begin_read(&arena, tensor, 60..71).is_err());
+}
+
 /// `n` normal numbers, the same on every machine for the same `salt`, each exact in f32: then a backend in f32
 /// and the oracle in f64 start from the same inputs.
 pub fn normals(salt: u32, n: usize) -> Vec<f64> {

@@ -83,7 +83,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
 /// Every kernel variant that the launchers may ask for, for the sizes of common models: what is compiled without a GPU
 /// to see that it compiles and spills no registers.
 pub fn variants() -> Vec<Variant> {
-    let mut all = vec![Variant::new("apply_writes.cu", Defines::new())];
+    let mut all = vec![Variant::new("apply_copies.cu", Defines::new())];
     all.extend(copy::variants());
     all.extend(cross_entropy::variants());
     all.extend(dropout::variants());
