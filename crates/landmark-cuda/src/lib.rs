@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod arena;
+mod attention;
 mod backend;
 pub mod cache;
 pub mod compile;

@@ -8,6 +8,7 @@
 //! after the other, and none of them expects to find what it left there.
 
 use crate::arena::{CudaArena, aligned, lay_out};
+use crate::attention::Launches;
 use crate::backend::Shared;
 use crate::compile::{Arch, Defines};
 use crate::cublaslt::{Ask, Product};
@@ -60,7 +61,7 @@ pub struct CudaPlan {
 
 /// A kernel that a launcher asked for. In the first walk there is no function yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Kernel(Option<Function>);
+pub(crate) struct Kernel(pub(crate) Option<Function>);
 
 /// What launchers work with.
 pub(crate) struct Compiler<'a> {
@@ -108,11 +109,6 @@ impl Compiler<'_> {
 
     pub(crate) fn dtype(&self, tensor: Tensor) -> DType {
         self.info(tensor).dtype
-    }
-
-    /// A word that is 0 between launches, for kernels that hand out work and leave it so.
-    pub(crate) fn ticket(&self) -> u64 {
-        self.shared.ticket.address
     }
 
     /// Columns of a tensor seen as a matrix: the stride of its rows.
@@ -327,6 +323,50 @@ impl Compiler<'_> {
             self.at += done;
         }
         Ok(())
+    }
+}
+
+impl Launches for Compiler<'_> {
+    fn arch(&self) -> Arch {
+        self.arch()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors()
+    }
+
+    fn ticket(&self) -> u64 {
+        self.shared.ticket.address
+    }
+
+    fn workspace(&mut self, bytes: u64) -> u64 {
+        self.workspace(bytes)
+    }
+
+    fn kernel(&mut self, file: &'static str, function: &'static str, defines: Defines) -> Result<Kernel> {
+        self.kernel(file, function, defines)
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+    ) -> Result<()> {
+        self.launch(kernel, grid, block, shared, args)
+    }
+
+    fn launch_dependent(
+        &mut self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<Arg>,
+    ) -> Result<()> {
+        self.launch_dependent(kernel, grid, block, shared, args)
     }
 }
 

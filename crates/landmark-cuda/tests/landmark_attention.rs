@@ -3,32 +3,18 @@
 
 mod common;
 
-use common::{Case, FLOATS, bytes, cuda, fits, rounding, values};
+use common::attention::{self, case};
+use common::{Case, FLOATS, bytes, cuda, fits, values};
 use landmark_core::DType;
-use landmark_core::ops::{Access, Blocks, Heads, LandmarkAttention, Op, Operand};
-use landmark_core::testing::attention::{AttentionCase, Inputs, Landmarks, cases, unpack};
-use landmark_core::testing::naive::allowed;
-use landmark_core::testing::{alter, magnitude, worst};
+use landmark_core::ops::{Access, Blocks, LandmarkAttention, Op, Operand};
+use landmark_core::testing::alter;
+use landmark_core::testing::attention::{AttentionCase, cases, unpack};
 use landmark_cuda::Cuda;
-
-/// `x` as a tensor of this type gives it back.
-fn stored(dtype: DType, x: f64) -> f64 {
-    values(dtype, &bytes(dtype, &[x]))[0]
-}
 
 /// The largest error of the case in `dtype` over what is allowed: twice that of naive code that computes in f32 and
 /// leaves inputs, scores, weights, their gradients and results in `dtype`. Two runs must agree in every bit.
 fn ratio(cuda: &Cuda, case: &AttentionCase, dtype: DType, plant: impl Fn(&mut Op) -> bool) -> f64 {
-    let exact = case.inputs();
-    let rounded = |x: &Vec<f64>| x.iter().map(|&x| stored(dtype, x)).collect();
-    let given = Inputs {
-        q: rounded(&exact.q),
-        k: rounded(&exact.k),
-        v: rounded(&exact.v),
-        dout: rounded(&exact.dout),
-    };
-    let oracle = case.naive::<f64>(&given);
-    let naive = case.naive_stored::<f32>(&given, |x| stored(dtype, f64::from(x)) as f32);
+    let given = attention::inputs(case, dtype);
     let mut recorded = case.record_in(&given, dtype);
     alter(&mut recorded.program, plant);
     // What the op leaves unwritten shows.
@@ -45,22 +31,9 @@ fn ratio(cuda: &Cuda, case: &AttentionCase, dtype: DType, plant: impl Fn(&mut Op
     for ((name, _), (first, second)) in recorded.results.iter().zip(first.iter().zip(&second)) {
         assert!(first == second, "{}, {name}: two runs differ", device.name);
     }
-    // Gradients that cancel exactly in the oracle cancel to the rounding of their terms.
-    let terms = oracle.iter().map(|(_, x)| magnitude(x)).fold(0.0, f64::max);
-    let mut largest = 0.0_f64;
-    for (i, (result, cols)) in recorded.results.into_iter().enumerate() {
-        let found = unpack(&device.layout, cols, &values(dtype, &first[i]));
-        let naive: Vec<f64> = naive[i].1.iter().map(|&x| stored(dtype, x)).collect();
-        let error = worst(&oracle[i].1, &found);
-        let permitted =
-            allowed(&oracle[i].1, &naive, rounding(dtype) / 2.0) + 16.0 * rounding(DType::F32) * terms;
-        let ratio = if error == 0.0 { 0.0 } else { error / permitted };
-        if !fits(ratio) {
-            println!("{}, {result}: error {error:e}, allowed {permitted:e}", device.name);
-        }
-        largest = if ratio > largest || ratio.is_nan() { ratio } else { largest };
-    }
-    largest
+    let found =
+        std::array::from_fn(|i| unpack(&device.layout, recorded.results[i].1, &values(dtype, &first[i])));
+    attention::ratio(case, &given, dtype, &found)
 }
 
 fn check(cuda: &Cuda, case: &AttentionCase, dtype: DType) {
@@ -75,21 +48,6 @@ fn the_table_of_cases_in_every_type() {
         for dtype in FLOATS {
             check(cuda, &case, dtype);
         }
-    }
-}
-
-fn case(heads: [usize; 6], block: usize, phases: &[u32]) -> AttentionCase {
-    let [batch, queries, keys, heads, kv_heads, head_dim] = heads;
-    let landmarks = if block == 0 { Landmarks::None } else { Landmarks::Regular(block, phases.to_vec()) };
-    AttentionCase {
-        name: format!("block {block}, {queries} of {keys}, {heads}/{kv_heads} heads of {head_dim}"),
-        heads: Heads { batch, queries, keys, heads, kv_heads, head_dim },
-        landmarks,
-        miss: false,
-        gated: false,
-        first_key: None,
-        dropout: 0.0,
-        group_dropout: 0.0,
     }
 }
 

@@ -1,16 +1,15 @@
-//! Hopper's landmark attention against the oracle: through recorded programs, and as a call over strided tensors.
-#![allow(unsafe_code)] // The call takes addresses.
+//! Hopper's landmark attention, forward, against the oracle. (Its gradients are tested with all other kernels of the op, in
+//! `landmark_attention.rs`.)
 
 mod common;
 
 use common::attention::{attention, heads, hopper};
 use common::naive::{self, Landmarks, stored};
-use common::{Case, bytes, fits, values};
+use common::{Case, fits, values};
 use landmark_core::ops::{Blocks, Heads, LandmarkAttention, Op};
 use landmark_core::testing::naive::allowed;
-use landmark_core::testing::{alter, magnitude, normals, now, worst};
-use landmark_core::{Backend, Cols, DType, Error, Layout, Tensor};
-use landmark_cuda::fused::{FusedAttention, FusedForward, HeadsAt};
+use landmark_core::testing::{alter, magnitude, normals, worst};
+use landmark_core::{Cols, DType};
 
 /// The largest error of the device over what is allowed: twice that of code that stores every step in `dtype`. Inputs are
 /// dense, columns of one tensor where queries and keys have the same rows. Two runs must agree in every bit.
@@ -222,84 +221,4 @@ fn planted_bugs_are_found() {
     assert!(!fits(longer), "a block that is too long");
     assert!(!fits(with(&|op| op.blocks = Blocks::None)), "no landmarks");
     assert!(!fits(with(&|op| std::mem::swap(&mut op.k, &mut op.v))), "keys for values");
-}
-
-/// `(B, H, N, D)` instead of `(B, N, H, D)`, as other frameworks have it, through the call.
-fn transposed(values: &[f64], rows: usize, heads: usize, head_dim: usize) -> Vec<f64> {
-    let each = |i: usize| {
-        let (b, h, n, d) =
-            (i / (heads * rows * head_dim), i / (rows * head_dim) % heads, i / head_dim % rows, i % head_dim);
-        values[((b * rows + n) * heads + h) * head_dim + d]
-    };
-    (0..values.len()).map(each).collect()
-}
-
-#[test]
-fn heads_ahead_of_rows_through_the_call() {
-    let Some(cuda) = hopper() else { return };
-    let h = heads(2, 100, 130, 4, 2, 64);
-    let inputs = random(h);
-    let tensors = [
-        (h.queries, h.heads, &inputs[0]),
-        (h.keys, h.kv_heads, &inputs[1]),
-        (h.keys, h.kv_heads, &inputs[2]),
-    ];
-    let mut layout = Layout::new();
-    let tensors = tensors.map(|(rows, n, x)| {
-        let tensor = layout.add(format!("t{}", layout.tensors().len()), BF16, [h.batch, n, rows, h.head_dim]);
-        (tensor, bytes(BF16, &transposed(x, rows, n, h.head_dim)))
-    });
-    let phases = layout.add("phases", DType::U32, [2]);
-    let out = layout.add("out", BF16, [h.batch, h.heads, h.queries, h.head_dim]);
-    let lse = layout.add("lse", DType::F32, [h.batch, h.heads, h.queries]);
-    let ticket = layout.add("ticket", DType::U32, [1]);
-    let mut arena = cuda.allocate(&layout).unwrap();
-    for (tensor, bytes) in &tensors {
-        cuda.write(&mut arena, *tensor, bytes).unwrap();
-    }
-    cuda.write(&mut arena, phases, &bytes(DType::U32, &[0.0, 30.0])).unwrap();
-    cuda.wait().unwrap();
-    let at = |tensor: Tensor, rows: usize, heads: usize| {
-        let (row, head) = (h.head_dim, rows * h.head_dim);
-        HeadsAt { address: arena.address(tensor), batch: heads * head, row, head }
-    };
-    let attention = FusedAttention { heads: h, block: Some(51), dtype: BF16, scale: None };
-    let places = FusedForward {
-        q: at(tensors[0].0, h.queries, h.heads),
-        k: at(tensors[1].0, h.keys, h.kv_heads),
-        v: at(tensors[2].0, h.keys, h.kv_heads),
-        phases: arena.address(phases),
-        out: at(out, h.queries, h.heads),
-        lse: arena.address(lse),
-        ticket: arena.address(ticket),
-    };
-    // SAFETY: all of it lies in the arena, which nothing else uses, and is waited for below.
-    unsafe { cuda.fused_landmark_attention(&attention, &places, std::ptr::null_mut()) }.unwrap();
-    let found = values(BF16, &now(cuda.read(&arena, out)).unwrap());
-    let lse = values(DType::F32, &now(cuda.read(&arena, lse)).unwrap());
-    assert_eq!(now(cuda.read(&arena, ticket)).unwrap(), [0; 4], "the ticket is left as it was found");
-    // Heads and rows change places: the same function the other way round.
-    let found = [transposed(&found, h.heads, h.queries, h.head_dim), lse];
-    let [q, k, v] = &inputs;
-    let ratio = compare("heads ahead of rows", h, (51, &[0.0, 30.0]), [q, k, v], BF16, found);
-    assert!(fits(ratio), "heads ahead of rows: {ratio} times the error that is allowed");
-
-    // What it does not serve, it says.
-    let refused = |attention: FusedAttention, places: FusedForward| {
-        // SAFETY: as above.
-        let answer = unsafe { cuda.fused_landmark_attention(&attention, &places, std::ptr::null_mut()) };
-        match answer {
-            Err(Error::Unsupported { reason, .. }) => reason,
-            other => panic!("{other:?}"),
-        }
-    };
-    assert!(
-        refused(FusedAttention { dtype: DType::F32, ..attention }, places).contains("instead of bf16 or f16")
-    );
-    assert!(refused(FusedAttention { block: Some(1), ..attention }, places).contains("no ordinary token"));
-    assert!(refused(attention, FusedForward { ticket: 0, ..places }).contains("ticket"));
-    let askew = FusedForward { k: HeadsAt { row: 65, ..places.k }, ..places };
-    assert!(refused(attention, askew).contains("multiples of 16 bytes"));
-    let more = Heads { queries: 131, ..h };
-    assert!(refused(FusedAttention { heads: more, ..attention }, places).contains("131 queries"));
 }

@@ -4,13 +4,12 @@
 //! GPU from sm_80 on (here and in `landmark_attention_backward`), and f32 arithmetic for every feature
 //! (`landmark_attention_any`). The choice depends on the op alone, never on data.
 
-use super::landmark_attention_any;
+use super::{landmark_attention_any, landmark_attention_hopper};
+use crate::attention::{Attention, Halves, HeadsAt, LandmarksAt, Launches, RandomnessAt, Side, Struct};
 use crate::compile::{Arch, Defines, Variant};
-use crate::driver::Arg;
 use crate::plan::{Compiler, args};
 use landmark_core::ops::{Blocks, Heads, LandmarkAttention};
 use landmark_core::{Cols, DType, Result, Tensor};
-use std::sync::Arc;
 
 const FILE: &str = "landmark_attention.cu";
 /// As in the kernel.
@@ -19,143 +18,78 @@ const WARPS: usize = 4;
 /// then from the L2 cache (40 MB on an A100, 50 MB on an H100).
 const CACHED_BYTES: usize = 24 << 20;
 
-pub(super) fn launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result<()> {
-    match Halves::of(op, c, &[op.q.tensor, op.k.tensor, op.v.tensor, op.out]) {
-        Some(halves) if halves.serves(LONGEST_BLOCK) => forward(op, halves, c),
-        _ => landmark_attention_any::forward(op, c),
-    }
-}
-
-// ---- arguments ----
-
-/// A struct that a kernel takes by value: its members in order. The kernel file asserts its size.
-#[derive(Default)]
-pub(super) struct Struct(Vec<u8>);
-
-impl Struct {
-    pub(super) fn address(mut self, address: u64) -> Self {
-        debug_assert!(self.0.len().is_multiple_of(8), "addresses stand before smaller members");
-        self.0.extend(address.to_le_bytes());
-        self
-    }
-
-    pub(super) fn int(mut self, value: usize) -> Self {
-        debug_assert!(i32::try_from(value).is_ok(), "extents fit into 31 bits");
-        self.0.extend((value as i32).to_le_bytes());
-        self
-    }
-
-    pub(super) fn signed(mut self, value: i32) -> Self {
-        self.0.extend(value.to_le_bytes());
-        self
-    }
-
-    pub(super) fn word(mut self, value: u32) -> Self {
-        self.0.extend(value.to_le_bytes());
-        self
-    }
-
-    pub(super) fn float(mut self, value: f32) -> Self {
-        self.0.extend(value.to_le_bytes());
-        self
-    }
-
-    /// Of some heads: address, and strides in elements from one row of the batch, position and head to the next.
-    pub(super) fn view(self, view: View) -> Self {
-        let mut this = self.address(view.address);
-        this.0.extend((view.batch as u64).to_le_bytes());
-        this.int(view.row).int(view.head)
-    }
-
-    /// As the kernel's parameter of `bytes` bytes.
-    pub(super) fn finish(mut self, bytes: usize) -> Arg {
-        self.0.resize(self.0.len().next_multiple_of(8), 0);
-        debug_assert_eq!(self.0.len(), bytes, "the kernel's struct has another size");
-        let words = self.0.chunks_exact(8).map(|b| b.iter().rev().fold(0, |w, &b| w << 8 | u64::from(b)));
-        Arg::from(words.collect::<Arc<[u64]>>())
-    }
-}
-
-/// The heads in some columns of a tensor.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct View {
-    address: u64,
-    batch: usize,
-    row: usize,
-    head: usize,
-}
-
-impl View {
-    pub(super) fn new(cols: Cols, rows: usize, head_dim: usize, c: &Compiler<'_>) -> Self {
-        let row = c.cols(cols.tensor);
-        View { address: c.cols_pointer(cols), batch: rows * row, row, head: head_dim }
-    }
-
-    /// Of a whole tensor of heads.
-    pub(super) fn whole(tensor: Tensor, h: &Heads, c: &Compiler<'_>) -> Self {
-        // Its rows may be cut otherwise than by heads; its elements lie the same.
-        let row = h.heads * h.head_dim;
-        View { address: c.pointer(tensor), batch: h.queries * row, row, head: h.head_dim }
-    }
-
-    /// Whether every row of a head begins at a multiple of 16 bytes in a tensor of halves.
-    pub(super) fn is_aligned(&self) -> bool {
-        self.address.is_multiple_of(16)
-            && [self.batch, self.row, self.head].iter().all(|s| s.is_multiple_of(8))
-    }
-}
-
-// ---- what the tensor cores serve ----
-
 /// Longest block whose scores fit into registers beside the results of a row.
 const LONGEST_BLOCK: usize = 256;
 
-/// An attention whose operands are all of one half type, over regular blocks or none, without a context-miss token and
-/// dropout.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Halves {
-    pub(super) heads: Heads,
-    /// Positions of a block; 0: no landmarks.
-    pub(super) block: usize,
-    pub(super) dtype: DType,
-    pub(super) phases: u64,
-    pub(super) first_key: u64,
-    pub(super) arch: Arch,
+pub(super) fn launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result<()> {
+    forward(&placed(op, c)?, c)
 }
 
-impl Halves {
-    /// The op as such, if it is one; `tensors` are those that have to have one type.
-    pub(super) fn of(op: &LandmarkAttention, c: &Compiler<'_>, tensors: &[Tensor]) -> Option<Self> {
-        let (block, phases) = match op.blocks {
-            Blocks::None => (0, 0),
-            Blocks::Regular { block, phases } => (block, c.pointer(phases)),
-            Blocks::Anywhere { .. } => return None,
-        };
-        let dtype = c.dtype(op.q.tensor);
-        let is_dropping = op.randomness.is_some_and(|r| r.dropout > 0.0 || r.group_dropout > 0.0);
-        let is_half =
-            matches!(dtype, DType::Bf16 | DType::F16) && tensors.iter().all(|&t| c.dtype(t) == dtype);
-        let is_plain = op.miss.is_none() && !is_dropping && c.dtype(op.lse) == DType::F32;
-        (is_half && is_plain).then(|| Halves {
-            heads: op.heads,
-            block,
-            dtype,
-            phases,
-            first_key: c.pointer_or_null(op.first_key),
-            arch: c.arch(),
-        })
+/// A forward pass by the fastest kernels that serve it.
+pub(crate) fn forward(attention: &Attention, to: &mut dyn Launches) -> Result<()> {
+    if let Some(halves) = attention.halves() {
+        if landmark_attention_hopper::try_forward(&halves, to)? {
+            return Ok(());
+        }
+        let shape = Tiling::new(halves.block, halves.heads.head_dim);
+        if shape.is_possible(LONGEST_BLOCK) && shape.forward_bytes() <= most_shared(to.arch()) {
+            return by_tensor_cores(&halves, &shape, to);
+        }
     }
+    landmark_attention_any::forward(attention, to)
+}
 
-    fn serves(&self, longest: usize) -> bool {
-        let shape = Tiling::new(self.block, self.heads.head_dim);
-        shape.is_possible(longest) && shape.forward_bytes() <= most_shared(self.arch)
+/// The op with its addresses.
+pub(super) fn placed(op: &LandmarkAttention, c: &Compiler<'_>) -> Result<Attention> {
+    if c.dtype(op.lse) != DType::F32 {
+        return Err(c.unsupported("`lse` has to be f32"));
     }
+    let h = op.heads;
+    let landmarks = match op.blocks {
+        Blocks::None => LandmarksAt::Nowhere,
+        Blocks::Regular { block, phases } => LandmarksAt::Regular { block, phases: c.pointer(phases) },
+        Blocks::Anywhere { is_landmark } => LandmarksAt::Anywhere { is_landmark: c.pointer(is_landmark) },
+    };
+    let randomness = op.randomness.map_or_else(RandomnessAt::default, |r| RandomnessAt {
+        seed: c.pointer(r.seed),
+        salt: r.salt,
+        dropout: r.dropout,
+        group_dropout: r.group_dropout,
+    });
+    Ok(Attention {
+        heads: h,
+        landmarks,
+        scale: 1.0 / (h.head_dim as f32).sqrt(),
+        q: side(op.q, h.queries, &h, c),
+        k: side(op.k, h.keys, &h, c),
+        v: side(op.v, h.keys, &h, c),
+        out: whole(op.out, &h, c),
+        lse: c.pointer(op.lse),
+        miss: op.miss.map(|m| c.pointer_or_null(m.gated)),
+        first_key: c.pointer_or_null(op.first_key),
+        randomness,
+    })
+}
 
-    /// Heads whose tiles run side by side, of `count`, where `share` of them share a key head.
-    pub(super) fn together(&self, count: usize, share: usize) -> usize {
-        let head_bytes = 4 * self.heads.keys * self.heads.head_dim;
-        (CACHED_BYTES / head_bytes * share).clamp(1, count)
-    }
+/// The heads in some columns of a tensor with so many rows for each of the batch.
+pub(super) fn side(cols: Cols, rows: usize, h: &Heads, c: &Compiler<'_>) -> Side {
+    let row = c.cols(cols.tensor);
+    let at = HeadsAt { address: c.cols_pointer(cols), batch: rows * row, row, head: h.head_dim };
+    Side { at, dtype: c.dtype(cols.tensor) }
+}
+
+/// A whole tensor of query heads.
+pub(super) fn whole(tensor: Tensor, h: &Heads, c: &Compiler<'_>) -> Side {
+    // Its rows may be cut otherwise than by heads; its elements lie the same.
+    let row = h.heads * h.head_dim;
+    let at = HeadsAt { address: c.pointer(tensor), batch: h.queries * row, row, head: h.head_dim };
+    Side { at, dtype: c.dtype(tensor) }
+}
+
+/// Heads whose tiles run side by side, of `count`, where `share` of them share a key head.
+pub(super) fn together(h: &Heads, count: usize, share: usize) -> usize {
+    let head_bytes = 4 * h.keys * h.head_dim;
+    (CACHED_BYTES / head_bytes * share).clamp(1, count)
 }
 
 /// Shared memory that a thread block may have, in bytes (CUDA C++ programming guide, compute capabilities).
@@ -245,25 +179,16 @@ pub(super) fn variants() -> Vec<Variant> {
     of_bf16.chain(of_f16).map(|defines| Variant::new(FILE, defines)).collect()
 }
 
-fn forward(op: &LandmarkAttention, halves: Halves, c: &mut Compiler<'_>) -> Result<()> {
-    let h = op.heads;
-    let shape = Tiling::new(halves.block, h.head_dim);
-    let (q, k, v) = (
-        View::new(op.q, h.queries, h.head_dim, c),
-        View::new(op.k, h.keys, h.head_dim, c),
-        View::new(op.v, h.keys, h.head_dim, c),
-    );
-    if ![q, k, v].iter().all(View::is_aligned) {
-        return landmark_attention_any::forward(op, c);
-    }
-    let kernel = c.kernel(FILE, "forward", shape.forward_defines(halves.dtype))?;
+fn by_tensor_cores(halves: &Halves, shape: &Tiling, to: &mut dyn Launches) -> Result<()> {
+    let h = halves.heads;
+    let kernel = to.kernel(FILE, "forward", shape.forward_defines(halves.dtype))?;
     let (tiles, count) = (h.queries.div_ceil(shape.tile_queries()), h.batch * h.heads);
     let arguments = Struct::default()
-        .view(q)
-        .view(k)
-        .view(v)
-        .view(View::whole(op.out, &h, c))
-        .address(c.pointer(op.lse))
+        .heads(halves.q)
+        .heads(halves.k)
+        .heads(halves.v)
+        .heads(halves.out)
+        .address(halves.lse)
         .address(halves.phases)
         .address(halves.first_key)
         .int(h.batch)
@@ -272,9 +197,9 @@ fn forward(op: &LandmarkAttention, halves: Halves, c: &mut Compiler<'_>) -> Resu
         .int(h.heads)
         .int(h.kv_heads)
         .int(tiles)
-        .int(halves.together(count, h.heads / h.kv_heads))
-        .float(std::f32::consts::LOG2_E / (h.head_dim as f32).sqrt())
+        .int(together(&h, count, h.heads / h.kv_heads))
+        .float(std::f32::consts::LOG2_E * halves.scale)
         .finish(152);
     let shared = shape.forward_bytes() as u32;
-    c.launch_dependent(&kernel, [(tiles * count) as u32, 1, 1], 32 * WARPS as u32, shared, args![arguments])
+    to.launch_dependent(&kernel, [(tiles * count) as u32, 1, 1], 32 * WARPS as u32, shared, args![arguments])
 }

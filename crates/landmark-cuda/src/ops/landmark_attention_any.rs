@@ -3,10 +3,10 @@
 //! Scores lie in the workspace, a slice of them at a time: as many key heads as fit, or one and as many of its queries as
 //! fit. Slices of one key head follow each other and add up its dk and dv.
 
-use super::landmark_attention::{Struct, View};
+use crate::attention::{Attention, Gradients, HeadsAt, LandmarksAt, Launches, Struct};
 use crate::compile::{Defines, Variant};
-use crate::plan::{Compiler, Kernel, args};
-use landmark_core::ops::{Blocks, LandmarkAttention, LandmarkAttentionBackward};
+use crate::plan::{Kernel, args};
+use landmark_core::ops::Heads;
 use landmark_core::{DType, Result};
 
 const FILE: &str = "landmark_attention_any.cu";
@@ -29,12 +29,12 @@ pub(super) fn variants() -> Vec<Variant> {
     [DType::F32, DType::Bf16, DType::F16].map(|dtype| Variant::new(FILE, defines([dtype; 8]))).into()
 }
 
-pub(super) fn forward(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result<()> {
-    launch(op, None, c)
+pub(super) fn forward(attention: &Attention, to: &mut dyn Launches) -> Result<()> {
+    launch(attention, None, to)
 }
 
-pub(super) fn backward(op: &LandmarkAttentionBackward, c: &mut Compiler<'_>) -> Result<()> {
-    launch(&op.forward, Some(op), c)
+pub(super) fn backward(gradients: &Gradients, to: &mut dyn Launches) -> Result<()> {
+    launch(&gradients.forward, Some(gradients), to)
 }
 
 /// A slice: key heads (numbered `b · kv_heads + h`), queries.
@@ -47,8 +47,7 @@ struct Slice {
 }
 
 /// How many key heads and how many queries go at a time, where a row of scores has `ld` elements in each of `slabs`.
-fn at_once(op: &LandmarkAttention, ld: usize, slabs: usize) -> (usize, usize) {
-    let h = &op.heads;
+fn at_once(h: &Heads, ld: usize, slabs: usize) -> (usize, usize) {
     let group = h.heads / h.kv_heads;
     let rows = WORKSPACE / (4 * slabs * ld);
     if rows >= group * h.queries {
@@ -59,28 +58,17 @@ fn at_once(op: &LandmarkAttention, ld: usize, slabs: usize) -> (usize, usize) {
     }
 }
 
-fn launch(
-    op: &LandmarkAttention,
-    back: Option<&LandmarkAttentionBackward>,
-    c: &mut Compiler<'_>,
-) -> Result<()> {
-    if c.dtype(op.lse) != DType::F32 {
-        return Err(c.unsupported("`lse` has to be f32"));
-    }
-    let h = op.heads;
+fn launch(a: &Attention, back: Option<&Gradients>, to: &mut dyn Launches) -> Result<()> {
+    let h = a.heads;
     let (ld, group) = (h.keys.next_multiple_of(TILE), h.heads / h.kv_heads);
-    let (heads, queries) = at_once(op, ld, if back.is_some() { 2 } else { 1 });
-    let miss = usize::from(op.miss.is_some());
+    let (heads, queries) = at_once(&h, ld, if back.is_some() { 2 } else { 1 });
+    let miss = usize::from(a.miss.is_some());
     let tokens = h.keys - miss;
 
-    let q_type = c.dtype(op.q.tensor);
-    let [dout, dq, dk, dv] = back.map_or([q_type; 4], |b| {
-        let g = &b.gradients;
-        [b.dout, g.dq.tensor, g.dk.tensor, g.dv.tensor].map(|t| c.dtype(t))
-    });
-    let [k_type, v_type, out_type] = [op.k.tensor, op.v.tensor, op.out].map(|t| c.dtype(t));
-    let defines = defines([q_type, k_type, v_type, out_type, dout, dq, dk, dv]);
-    let mut kernel = |name: &'static str| c.kernel(FILE, name, defines.clone());
+    let gradients = back.map(|g| [g.dout, g.dq, g.dk, g.dv]);
+    let [dout, dq, dk, dv] = gradients.map_or([a.q.dtype; 4], |sides| sides.map(|side| side.dtype));
+    let defines = defines([a.q.dtype, a.k.dtype, a.v.dtype, a.out.dtype, dout, dq, dk, dv]);
+    let mut kernel = |name: &'static str| to.kernel(FILE, name, defines.clone());
     let steps: Vec<(Kernel, Grid)> = if back.is_some() {
         vec![
             (kernel("any_scores")?, Grid::Scores),
@@ -100,41 +88,37 @@ fn launch(
     let list_landmarks = kernel("any_landmarks")?;
 
     let slab = (4 * heads * group * queries * ld) as u64;
-    let scores = c.workspace(slab);
-    let gradients = if back.is_some() { c.workspace(slab) } else { 0 };
+    let scores = to.workspace(slab);
+    let score_gradients = if back.is_some() { to.workspace(slab) } else { 0 };
     let in_slices = back.is_some() && queries < h.queries;
     let sum = if in_slices { (4 * heads * h.keys * h.head_dim) as u64 } else { 0 };
-    let (dk_sum, dv_sum) = (c.workspace(sum), c.workspace(sum));
-    let (block, phases, is_landmark) = match op.blocks {
-        Blocks::None => (0, 0, 0),
-        Blocks::Regular { block, phases } => (block as i32, c.pointer(phases), 0),
-        Blocks::Anywhere { is_landmark } => (-1, 0, c.pointer(is_landmark)),
+    let (dk_sum, dv_sum) = (to.workspace(sum), to.workspace(sum));
+    let (block, phases, is_landmark) = match a.landmarks {
+        LandmarksAt::Nowhere => (0, 0, 0),
+        LandmarksAt::Regular { block, phases } => (block as i32, phases, 0),
+        LandmarksAt::Anywhere { is_landmark } => (-1, 0, is_landmark),
     };
     let words = if is_landmark == 0 { 0 } else { 4 * (h.batch * (tokens + 1)) as u64 };
-    let (list, before) = (c.workspace(words), c.workspace(words));
-    let arguments = |s: Slice, c: &Compiler<'_>| {
-        let nothing = View::default();
-        let gradient = |cols: Option<landmark_core::Cols>, rows: usize| {
-            cols.map_or(nothing, |cols| View::new(cols, rows, h.head_dim, c))
-        };
-        let g = back.map(|b| b.gradients);
+    let (list, before) = (to.workspace(words), to.workspace(words));
+    let [dout, dq, dk, dv] = gradients.map_or([HeadsAt::default(); 4], |sides| sides.map(|side| side.at));
+    let arguments = |s: Slice| {
         Struct::default()
-            .view(View::new(op.q, h.queries, h.head_dim, c))
-            .view(View::new(op.k, h.keys, h.head_dim, c))
-            .view(View::new(op.v, h.keys, h.head_dim, c))
-            .view(View::whole(op.out, &h, c))
-            .view(back.map_or(nothing, |b| View::whole(b.dout, &h, c)))
-            .view(gradient(g.map(|g| g.dq), h.queries))
-            .view(gradient(g.map(|g| g.dk), h.keys))
-            .view(gradient(g.map(|g| g.dv), h.keys))
-            .address(c.pointer(op.lse))
+            .heads(a.q.at)
+            .heads(a.k.at)
+            .heads(a.v.at)
+            .heads(a.out.at)
+            .heads(dout)
+            .heads(dq)
+            .heads(dk)
+            .heads(dv)
+            .address(a.lse)
             .address(phases)
             .address(is_landmark)
-            .address(c.pointer_or_null(op.miss.and_then(|m| m.gated)))
-            .address(c.pointer_or_null(op.first_key))
-            .address(c.pointer_or_null(op.randomness.map(|r| r.seed)))
+            .address(a.miss.unwrap_or(0))
+            .address(a.first_key)
+            .address(a.randomness.seed)
             .address(scores)
-            .address(gradients)
+            .address(score_gradients)
             .address(dk_sum)
             .address(dv_sum)
             .address(list)
@@ -154,16 +138,16 @@ fn launch(
             .int(s.queries)
             .int(usize::from(s.first_query == 0))
             .int(usize::from(s.first_query + s.queries == h.queries))
-            .float(1.0 / (h.head_dim as f32).sqrt())
-            .word(op.randomness.map_or(0, |r| r.salt))
-            .float(op.randomness.map_or(0.0, |r| r.dropout))
-            .float(op.randomness.map_or(0.0, |r| r.group_dropout))
+            .float(a.scale)
+            .word(a.randomness.salt)
+            .float(a.randomness.dropout)
+            .float(a.randomness.group_dropout)
             .finish(368)
     };
     if is_landmark != 0 {
         let whole = Slice { first_head: 0, heads, first_query: 0, queries };
-        let args = args![arguments(whole, c)];
-        c.launch(&list_landmarks, [h.batch as u32, 1, 1], THREADS, 0, args)?;
+        let args = args![arguments(whole)];
+        to.launch(&list_landmarks, [h.batch as u32, 1, 1], THREADS, 0, args)?;
     }
     for first_head in (0..h.batch * h.kv_heads).step_by(heads) {
         for first_query in (0..h.queries).step_by(queries) {
@@ -174,9 +158,9 @@ fn launch(
                 queries: queries.min(h.queries - first_query),
             };
             for (kernel, grid) in &steps {
-                let args = args![arguments(slice, c)];
+                let args = args![arguments(slice)];
                 let (extents, threads) = grid.of(slice, group, ld, h.head_dim);
-                c.launch(kernel, extents, threads, 0, args)?;
+                to.launch(kernel, extents, threads, 0, args)?;
             }
         }
     }

@@ -3,11 +3,12 @@
 //! Two launches a slice of key heads: first the queries' gradients and what each (query, landmark block) needs to know,
 //! then the keys'. The latter is 8 bytes for each (query, block), so long rows go some heads at a time.
 
-use super::landmark_attention::{Halves, Struct, Tiling, View, common_shapes, most_shared};
-use super::landmark_attention_any;
+use super::landmark_attention::{Tiling, common_shapes, most_shared, placed, side, together, whole};
+use super::{landmark_attention_any, landmark_attention_backward_hopper};
+use crate::attention::{Gradients, HalfGradients, Launches, Struct};
 use crate::compile::{Arch, Defines, Variant};
 use crate::plan::{Compiler, args};
-use landmark_core::ops::LandmarkAttentionBackward;
+use landmark_core::ops::{Heads, LandmarkAttentionBackward};
 use landmark_core::{DType, Result};
 
 const FILE: &str = "landmark_attention_backward.cu";
@@ -20,18 +21,35 @@ const WORKSPACE: usize = 256 << 20;
 const MOST_WORKSPACE: usize = 2 << 30;
 
 pub(super) fn launch(op: &LandmarkAttentionBackward, c: &mut Compiler<'_>) -> Result<()> {
-    let (f, g) = (&op.forward, &op.gradients);
-    let tensors = [f.q.tensor, f.k.tensor, f.v.tensor, f.out, op.dout, g.dq.tensor, g.dk.tensor, g.dv.tensor];
-    match Halves::of(f, c, &tensors) {
-        Some(halves) if Backward::new(halves).serves(op, c) => backward(op, Backward::new(halves), c),
-        _ => landmark_attention_any::backward(op, c),
+    let (h, g) = (&op.forward.heads, &op.gradients);
+    let gradients = Gradients {
+        forward: placed(&op.forward, c)?,
+        dout: whole(op.dout, h, c),
+        dq: side(g.dq, h.queries, h, c),
+        dk: side(g.dk, h.keys, h, c),
+        dv: side(g.dv, h.keys, h, c),
+    };
+    backward(&gradients, c)
+}
+
+/// A backward pass by the fastest kernels that serve it.
+pub(crate) fn backward(gradients: &Gradients, to: &mut dyn Launches) -> Result<()> {
+    if let Some(halves) = gradients.halves() {
+        if landmark_attention_backward_hopper::try_backward(&halves, to)? {
+            return Ok(());
+        }
+        let extents = Extents::new(&halves);
+        if extents.are_served(to.arch()) {
+            return by_tensor_cores(&halves, &extents, to);
+        }
     }
+    landmark_attention_any::backward(gradients, to)
 }
 
 /// Extents of the two launches.
 #[derive(Clone, Copy, Debug)]
-struct Backward {
-    halves: Halves,
+struct Extents {
+    heads: Heads,
     shape: Tiling,
     /// Queries, rounded up to a tile.
     ld: usize,
@@ -74,12 +92,13 @@ pub(super) fn variants() -> Vec<Variant> {
     of_bf16.chain(of_f16).map(|defines| Variant::new(FILE, defines)).collect()
 }
 
-impl Backward {
-    fn new(halves: Halves) -> Self {
-        let shape = Tiling::new(halves.block, halves.heads.head_dim);
+impl Extents {
+    fn new(halves: &HalfGradients) -> Self {
+        let (heads, block) = (halves.forward.heads, halves.forward.block);
+        let shape = Tiling::new(block, heads.head_dim);
         // A row's first block may have begun before its first key.
-        let key_tiles = (halves.heads.keys + halves.block.saturating_sub(1)).div_ceil(shape.span());
-        Backward { halves, shape, ld: halves.heads.queries.next_multiple_of(QUERIES), key_tiles }
+        let key_tiles = (heads.keys + block.saturating_sub(1)).div_ceil(shape.span());
+        Extents { heads, shape, ld: heads.queries.next_multiple_of(QUERIES), key_tiles }
     }
 
     /// Landmark blocks of a row, rounded up to a tile of keys.
@@ -89,47 +108,40 @@ impl Backward {
 
     /// Bytes of workspace for a key head.
     fn head_bytes(&self) -> usize {
-        let h = &self.halves.heads;
-        4 * (2 + 2 * self.blocks()) * self.ld * (h.heads / h.kv_heads)
+        4 * (2 + 2 * self.blocks()) * self.ld * (self.heads.heads / self.heads.kv_heads)
     }
 
-    fn serves(&self, op: &LandmarkAttentionBackward, c: &Compiler<'_>) -> bool {
-        let (h, most) = (&self.halves.heads, most_shared(self.halves.arch));
-        let (f, g) = (&op.forward, &op.gradients);
-        let rows = [(f.q, h.queries), (f.k, h.keys), (f.v, h.keys)];
-        let gradients = [(g.dq, h.queries), (g.dk, h.keys), (g.dv, h.keys)];
+    fn are_served(&self, arch: Arch) -> bool {
         self.shape.is_possible(LONGEST_BLOCK)
-            && query_bytes(&self.shape).max(key_bytes(&self.shape, 1)) <= most
+            && query_bytes(&self.shape).max(key_bytes(&self.shape, 1)) <= most_shared(arch)
             && self.head_bytes() <= MOST_WORKSPACE
-            && rows.iter().chain(&gradients).all(|&(cols, n)| View::new(cols, n, h.head_dim, c).is_aligned())
     }
 }
 
-fn backward(op: &LandmarkAttentionBackward, b: Backward, c: &mut Compiler<'_>) -> Result<()> {
-    let (f, g, h) = (&op.forward, &op.gradients, b.halves.heads);
-    let (shape, arch) = (b.shape, b.halves.arch);
-    let defines = defines(&shape, b.halves.dtype, arch);
-    let queries = c.kernel(FILE, "backward_queries", defines.clone())?;
-    let keys = c.kernel(FILE, "backward_keys", defines)?;
+fn by_tensor_cores(g: &HalfGradients, x: &Extents, to: &mut dyn Launches) -> Result<()> {
+    let (f, h, shape, arch) = (&g.forward, x.heads, x.shape, to.arch());
+    let defines = defines(&shape, f.dtype, arch);
+    let queries = to.kernel(FILE, "backward_queries", defines.clone())?;
+    let keys = to.kernel(FILE, "backward_keys", defines)?;
     let (count, group) = (h.batch * h.kv_heads, h.heads / h.kv_heads);
-    let at_once = (WORKSPACE / b.head_bytes()).clamp(1, count);
-    let row = (4 * at_once * group * b.ld) as u64;
-    let (tops, deltas) = (c.workspace(row), c.workspace(row));
-    let list = row * b.blocks() as u64;
-    let (logs, means) = (c.workspace(list), c.workspace(list));
-    let arguments = |first: usize, slice: usize, tiles: usize, together: usize, c: &Compiler<'_>| {
+    let at_once = (WORKSPACE / x.head_bytes()).clamp(1, count);
+    let row = (4 * at_once * group * x.ld) as u64;
+    let (tops, deltas) = (to.workspace(row), to.workspace(row));
+    let list = row * x.blocks() as u64;
+    let (logs, means) = (to.workspace(list), to.workspace(list));
+    let arguments = |first: usize, slice: usize, tiles: usize, together: usize| {
         Struct::default()
-            .view(View::new(f.q, h.queries, h.head_dim, c))
-            .view(View::new(f.k, h.keys, h.head_dim, c))
-            .view(View::new(f.v, h.keys, h.head_dim, c))
-            .view(View::whole(f.out, &h, c))
-            .view(View::whole(op.dout, &h, c))
-            .view(View::new(g.dq, h.queries, h.head_dim, c))
-            .view(View::new(g.dk, h.keys, h.head_dim, c))
-            .view(View::new(g.dv, h.keys, h.head_dim, c))
-            .address(c.pointer(f.lse))
-            .address(b.halves.phases)
-            .address(b.halves.first_key)
+            .heads(f.q)
+            .heads(f.k)
+            .heads(f.v)
+            .heads(f.out)
+            .heads(g.dout)
+            .heads(g.dq)
+            .heads(g.dk)
+            .heads(g.dv)
+            .address(f.lse)
+            .address(f.phases)
+            .address(f.first_key)
             .address(tops)
             .address(deltas)
             .address(logs)
@@ -139,27 +151,25 @@ fn backward(op: &LandmarkAttentionBackward, b: Backward, c: &mut Compiler<'_>) -
             .int(h.keys)
             .int(h.heads)
             .int(h.kv_heads)
-            .int(b.ld)
-            .int(b.blocks())
+            .int(x.ld)
+            .int(x.blocks())
             .int(tiles)
             .int(together)
             .int(first)
             .int(slice)
-            .float(1.0 / (h.head_dim as f32).sqrt())
+            .float(f.scale)
             .finish(296)
     };
     for first in (0..count).step_by(at_once) {
         let slice = at_once.min(count - first);
-        let tiles = b.ld / QUERIES;
-        let together = b.halves.together(slice * group, group);
-        let args = args![arguments(first, slice, tiles, together, c)];
+        let tiles = x.ld / QUERIES;
+        let args = args![arguments(first, slice, tiles, together(&h, slice * group, group))];
         let grid = [(tiles * slice * group) as u32, 1, 1];
-        c.launch_dependent(&queries, grid, 128, query_bytes(&shape) as u32, args)?;
-        let together = b.halves.together(slice, 1);
-        let args = args![arguments(first, slice, b.key_tiles, together, c)];
-        let grid = [(b.key_tiles * slice) as u32, split(h.head_dim) as u32, 1];
+        to.launch_dependent(&queries, grid, 128, query_bytes(&shape) as u32, args)?;
+        let args = args![arguments(first, slice, x.key_tiles, together(&h, slice, 1))];
+        let grid = [(x.key_tiles * slice) as u32, split(h.head_dim) as u32, 1];
         let bytes = key_bytes(&shape, stages(&shape, arch));
-        c.launch_dependent(&keys, grid, 32 * key_warps(&shape) as u32, bytes as u32, args)?;
+        to.launch_dependent(&keys, grid, 32 * key_warps(&shape) as u32, bytes as u32, args)?;
     }
     Ok(())
 }

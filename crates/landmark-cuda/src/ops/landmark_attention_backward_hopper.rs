@@ -8,12 +8,12 @@
 //! Serves what the forward kernel serves, with blocks of 8 to 128 positions, to 64 where heads have 256 columns; the rest
 //! is left to the other kernels of the op.
 
-use super::landmark_attention_hopper::HeadsAt;
+use super::landmark_attention_hopper::map;
+use crate::attention::{HalfGradients, Launches};
 use crate::compile::{Defines, Variant};
-use crate::driver::{Arg, TensorMap, TensorMapShape};
-use crate::plan::{Compiler, args};
-use landmark_core::ops::{Blocks, Heads, LandmarkAttentionBackward};
-use landmark_core::tensor::Cols;
+use crate::driver::Arg;
+use crate::plan::args;
+use landmark_core::ops::Heads;
 use landmark_core::{DType, Result};
 
 /// First and second launch: file and function.
@@ -99,39 +99,6 @@ pub(super) fn variants() -> Vec<Variant> {
     all
 }
 
-/// A backward pass with all addresses.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FusedBackward {
-    pub(crate) heads: Heads,
-    /// Positions of a block; 0: no landmarks.
-    pub(crate) block: usize,
-    pub(crate) dtype: DType,
-    pub(crate) scale: f32,
-    pub(crate) q: HeadsAt,
-    pub(crate) k: HeadsAt,
-    pub(crate) v: HeadsAt,
-    pub(crate) out: HeadsAt,
-    pub(crate) dout: HeadsAt,
-    pub(crate) dq: HeadsAt,
-    pub(crate) dk: HeadsAt,
-    pub(crate) dv: HeadsAt,
-    /// `(B)` u32; anything without landmarks.
-    pub(crate) phases: u64,
-    /// `(B, H, Nq)` f32.
-    pub(crate) lse: u64,
-}
-
-/// One launch of the two kernels.
-#[derive(Debug)]
-pub(crate) struct BackwardLaunch {
-    /// 0: queries, 1: keys.
-    pub(crate) kernel: usize,
-    pub(crate) grid: [u32; 3],
-    pub(crate) threads: u32,
-    pub(crate) shared: u32,
-    pub(crate) args: Vec<Arg>,
-}
-
 /// Batch rows and query heads that are served together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slice {
@@ -141,48 +108,14 @@ struct Slice {
     heads: usize,
 }
 
-impl FusedBackward {
-    /// Why these kernels do not serve, if they do not.
-    pub(crate) fn refusal(&self) -> Option<String> {
-        let Heads { head_dim, .. } = self.heads;
-        if !matches!(self.dtype, DType::Bf16 | DType::F16) {
-            return Some(format!("{:?} instead of bf16 or f16", self.dtype));
-        }
-        if Tiles::new(self.block, head_dim).is_none() {
-            return Some(format!("blocks of {} with heads of {head_dim}", self.block));
-        }
-        if self.workspace_bytes() > MOST_WORKSPACE {
-            return Some(format!(
-                "{} bytes of workspace for the query heads of one key head",
-                self.workspace_bytes()
-            ));
-        }
-        let aligned = |x: &HeadsAt| {
-            x.address.is_multiple_of(16)
-                && [x.batch, x.row, x.head]
-                    .iter()
-                    .all(|stride| (stride * self.dtype.size()).is_multiple_of(16))
-        };
-        let sides = [
-            ("q", self.q),
-            ("k", self.k),
-            ("v", self.v),
-            ("out", self.out),
-            ("dout", self.dout),
-            ("dq", self.dq),
-            ("dk", self.dk),
-            ("dv", self.dv),
-        ];
-        sides.iter().find(|(_, side)| !aligned(side)).map(|(name, side)| {
-            format!("{name} {side:?}: address and strides are not multiples of 16 bytes, as the copy engine needs them")
-        })
-    }
+/// What the two kernels leave for each other: numbers of every query and block.
+#[derive(Clone, Copy, Debug)]
+struct Statistics {
+    heads: Heads,
+    block: usize,
+}
 
-    /// File, function and definitions of the two kernels.
-    pub(crate) fn kernels(&self) -> [(&'static str, &'static str, Defines); 2] {
-        KERNELS.map(|(file, function)| (file, function, defines(self.block, self.heads.head_dim, self.dtype)))
-    }
-
+impl Statistics {
     /// Blocks that a row of keys can touch, whatever its phase.
     fn blocks(&self) -> usize {
         (self.heads.keys + self.block).saturating_sub(2).checked_div(self.block).map_or(0, |last| last + 1)
@@ -219,136 +152,75 @@ impl FusedBackward {
         slices
     }
 
-    /// What [`launches`](Self::launches) needs: a multiple of 16 as its address.
-    pub(crate) fn workspace_bytes(&self) -> u64 {
+    /// Bytes of one slice's.
+    fn bytes(&self) -> u64 {
         let widest = self.slices().iter().map(|s| s.batches * s.heads).max().unwrap_or(0);
         (widest * self.head_bytes()) as u64
     }
-
-    fn map(&self, side: HeadsAt, rows: usize, heads: usize, box_rows: usize) -> Result<TensorMap> {
-        let size = self.dtype.size() as u64;
-        TensorMap::new(&TensorMapShape {
-            dtype: self.dtype,
-            address: side.address,
-            extents: &[self.heads.head_dim as u64, heads as u64, rows as u64, self.heads.batch as u64],
-            strides: &[side.head as u64 * size, side.row as u64 * size, side.batch as u64 * size],
-            box_: &[PANEL as u32, 1, box_rows as u32, 1],
-            swizzle: 128,
-        })
-    }
-
-    /// What to launch, in order. Empty where [`refusal`](Self::refusal) has something to say.
-    pub(crate) fn launches(&self, workspace: u64) -> Result<Vec<BackwardLaunch>> {
-        let Heads { queries, keys, heads, kv_heads, head_dim, .. } = self.heads;
-        let Some(tiles) = Tiles::new(self.block, head_dim) else { return Ok(Vec::new()) };
-        let group = heads / kv_heads;
-        let mut launches = Vec::new();
-        for slice in self.slices() {
-            let tail = |mut args: Vec<Arg>| {
-                args.extend(args![
-                    queries as i32,
-                    keys as i32,
-                    heads as i32,
-                    group as i32,
-                    slice.batch as i32,
-                    slice.head as i32,
-                    self.blocks() as i32,
-                    self.panels() as i32,
-                    self.scale,
-                ]);
-                args
-            };
-            launches.push(BackwardLaunch {
-                kernel: 0,
-                grid: [queries.div_ceil(QUERIES) as u32, slice.heads as u32, slice.batches as u32],
-                threads: THREADS,
-                shared: tiles.shared[0] as u32,
-                args: tail(args![
-                    self.map(self.q, queries, heads, ROWS)?,
-                    self.map(self.k, keys, kv_heads, tiles.inner)?,
-                    self.map(self.v, keys, kv_heads, tiles.inner)?,
-                    self.map(self.dout, queries, heads, ROWS)?,
-                    self.map(self.dq, queries, heads, ROWS)?,
-                    self.out.address,
-                    self.out.batch as u64,
-                    self.out.row as u64,
-                    self.out.head as u64,
-                    self.dout.address,
-                    self.dout.batch as u64,
-                    self.dout.row as u64,
-                    self.dout.head as u64,
-                    self.lse,
-                    self.phases,
-                    workspace,
-                ]),
-            });
-            launches.push(BackwardLaunch {
-                kernel: 1,
-                grid: [keys.div_ceil(tiles.keys) as u32, (slice.heads / group) as u32, slice.batches as u32],
-                threads: THREADS,
-                shared: tiles.shared[1] as u32,
-                args: tail(args![
-                    self.map(self.q, queries, heads, ROWS)?,
-                    self.map(self.k, keys, kv_heads, ROWS)?,
-                    self.map(self.v, keys, kv_heads, ROWS)?,
-                    self.map(self.dout, queries, heads, ROWS)?,
-                    self.map(self.dk, keys, kv_heads, ROWS)?,
-                    self.map(self.dv, keys, kv_heads, ROWS)?,
-                    self.phases,
-                    workspace,
-                ]),
-            });
-        }
-        Ok(launches)
-    }
 }
 
-/// Launches `op` if these kernels serve it.
-pub(super) fn try_launch(op: &LandmarkAttentionBackward, c: &mut Compiler<'_>) -> Result<bool> {
-    let f = &op.forward;
-    let is_dropping = f.randomness.is_some_and(|r| r.dropout > 0.0 || r.group_dropout > 0.0);
-    let (block, phases) = match f.blocks {
-        Blocks::None => (0, 0),
-        Blocks::Regular { block, phases } => (block, c.pointer(phases)),
-        Blocks::Anywhere { .. } => return Ok(false),
-    };
-    let g = &op.gradients;
-    let tensors = [f.q.tensor, f.k.tensor, f.v.tensor, f.out, op.dout, g.dq.tensor, g.dk.tensor, g.dv.tensor];
-    let dtype = c.dtype(f.q.tensor);
-    let plain = f.miss.is_none() && f.first_key.is_none() && !is_dropping && c.dtype(f.lse) == DType::F32;
-    if !c.arch().is_hopper() || !plain || tensors.iter().any(|&t| c.dtype(t) != dtype) {
+/// Launches the pass if these kernels serve it.
+pub(super) fn try_backward(g: &HalfGradients, to: &mut dyn Launches) -> Result<bool> {
+    let f = &g.forward;
+    let Heads { queries, keys, heads, kv_heads, head_dim, .. } = f.heads;
+    let statistics = Statistics { heads: f.heads, block: f.block };
+    if !to.arch().is_hopper() || f.first_key != 0 || statistics.bytes() > MOST_WORKSPACE {
         return Ok(false);
     }
-    let h = f.heads;
-    let side = |cols: Cols, rows: usize| {
-        let row = c.cols(cols.tensor);
-        HeadsAt { address: c.cols_pointer(cols), batch: rows * row, row, head: h.head_dim }
-    };
-    let whole = |tensor| side(Cols::all(tensor, h.heads * h.head_dim), h.queries);
-    let fused = FusedBackward {
-        heads: h,
-        block,
-        dtype,
-        scale: 1.0 / (h.head_dim as f32).sqrt(),
-        q: side(f.q, h.queries),
-        k: side(f.k, h.keys),
-        v: side(f.v, h.keys),
-        out: whole(f.out),
-        dout: whole(op.dout),
-        dq: side(g.dq, h.queries),
-        dk: side(g.dk, h.keys),
-        dv: side(g.dv, h.keys),
-        phases,
-        lse: c.pointer(f.lse),
-    };
-    if fused.refusal().is_some() {
-        return Ok(false);
-    }
-    let workspace = c.workspace(fused.workspace_bytes());
-    let [queries, keys] = fused.kernels();
-    let kernels = [c.kernel(queries.0, queries.1, queries.2)?, c.kernel(keys.0, keys.1, keys.2)?];
-    for launch in fused.launches(workspace)? {
-        c.launch_dependent(&kernels[launch.kernel], launch.grid, launch.threads, launch.shared, launch.args)?;
+    let Some(tiles) = Tiles::new(f.block, head_dim) else { return Ok(false) };
+    let group = heads / kv_heads;
+    let workspace = to.workspace(statistics.bytes());
+    let [of_queries, of_keys] = KERNELS;
+    let defines = defines(f.block, head_dim, f.dtype);
+    let of_queries = to.kernel(of_queries.0, of_queries.1, defines.clone())?;
+    let of_keys = to.kernel(of_keys.0, of_keys.1, defines)?;
+    for slice in statistics.slices() {
+        let tail = |mut args: Vec<Arg>| {
+            args.extend(args![
+                queries as i32,
+                keys as i32,
+                heads as i32,
+                group as i32,
+                slice.batch as i32,
+                slice.head as i32,
+                statistics.blocks() as i32,
+                statistics.panels() as i32,
+                f.scale,
+            ]);
+            args
+        };
+        let args = tail(args![
+            map(f, f.q, queries, heads, ROWS)?,
+            map(f, f.k, keys, kv_heads, tiles.inner)?,
+            map(f, f.v, keys, kv_heads, tiles.inner)?,
+            map(f, g.dout, queries, heads, ROWS)?,
+            map(f, g.dq, queries, heads, ROWS)?,
+            f.out.address,
+            f.out.batch as u64,
+            f.out.row as u64,
+            f.out.head as u64,
+            g.dout.address,
+            g.dout.batch as u64,
+            g.dout.row as u64,
+            g.dout.head as u64,
+            f.lse,
+            f.phases,
+            workspace,
+        ]);
+        let grid = [queries.div_ceil(QUERIES) as u32, slice.heads as u32, slice.batches as u32];
+        to.launch_dependent(&of_queries, grid, THREADS, tiles.shared[0] as u32, args)?;
+        let args = tail(args![
+            map(f, f.q, queries, heads, ROWS)?,
+            map(f, f.k, keys, kv_heads, ROWS)?,
+            map(f, f.v, keys, kv_heads, ROWS)?,
+            map(f, g.dout, queries, heads, ROWS)?,
+            map(f, g.dk, keys, kv_heads, ROWS)?,
+            map(f, g.dv, keys, kv_heads, ROWS)?,
+            f.phases,
+            workspace,
+        ]);
+        let grid = [keys.div_ceil(tiles.keys) as u32, (slice.heads / group) as u32, slice.batches as u32];
+        to.launch_dependent(&of_keys, grid, THREADS, tiles.shared[1] as u32, args)?;
     }
     Ok(true)
 }
@@ -359,26 +231,6 @@ mod tests {
 
     /// Shared memory that a block of Hopper may have.
     const MOST_SHARED: usize = 232_448;
-
-    fn backward(heads: Heads, block: usize) -> FusedBackward {
-        let at = HeadsAt { address: 0, batch: 0, row: 0, head: 0 };
-        FusedBackward {
-            heads,
-            block,
-            dtype: DType::Bf16,
-            scale: 1.0,
-            q: at,
-            k: at,
-            v: at,
-            out: at,
-            dout: at,
-            dq: at,
-            dk: at,
-            dv: at,
-            phases: 0,
-            lse: 0,
-        }
-    }
 
     #[test]
     fn tiles_fit_shared_memory() {
@@ -413,7 +265,7 @@ mod tests {
             (heads(1, 32768, 32, 32), 32),
             (heads(3, 16384, 8, 4), 6),
         ] {
-            let op = backward(h, 64);
+            let op = Statistics { heads: h, block: 64 };
             let mut seen = vec![0; h.batch * h.heads];
             for s in op.slices() {
                 let group = h.heads / h.kv_heads;
@@ -434,8 +286,8 @@ mod tests {
     #[test]
     fn blocks_count_the_one_that_a_phase_begins() {
         let with = |keys, block| {
-            backward(Heads { batch: 1, queries: keys, keys, heads: 1, kv_heads: 1, head_dim: 64 }, block)
-                .blocks()
+            let heads = Heads { batch: 1, queries: keys, keys, heads: 1, kv_heads: 1, head_dim: 64 };
+            Statistics { heads, block }.blocks()
         };
         // 64 keys in phase 63 lie in two blocks, 65 keys in two, 66 in three only past phase 62.
         assert_eq!([with(1, 64), with(2, 64), with(65, 64), with(66, 64), with(66, 0)], [1, 2, 2, 3, 0]);

@@ -2,20 +2,19 @@
 //!
 //! Serves sixteen-bit tensors, regular blocks of 8 positions or more or none, and heads of up to 128 or of 256 columns. What it
 //! does not serve (other landmarks, a context-miss token, dropout, f32) is left to the other kernels of the op.
-//! A [`Fused`] is independent of recorded programs: `fused_landmark_attention` launches it, too.
 
+use crate::attention::{Halves, HeadsAt, Launches};
 use crate::compile::{Defines, Variant};
-use crate::driver::{Arg, TensorMap, TensorMapShape};
-use crate::plan::{Compiler, args};
-use landmark_core::ops::{Blocks, Heads, LandmarkAttention};
-use landmark_core::tensor::Cols;
+use crate::driver::{TensorMap, TensorMapShape};
+use crate::plan::args;
+use landmark_core::ops::Heads;
 use landmark_core::{DType, Result};
 
 const FILE: &str = "landmark_attention_hopper.cu";
 /// As in the kernel: threads of a block, queries of a block and of a warp group, tiles in flight.
 const THREADS: u32 = 384;
 const ROWS: usize = 128;
-const GROUP_ROWS: u32 = 64;
+const GROUP_ROWS: usize = 64;
 const STAGES: usize = 2;
 const BARRIER_BYTES: usize = 128;
 /// Shared memory that a block of Hopper may have.
@@ -25,47 +24,6 @@ const PANEL: usize = 64;
 /// Keys and values of the heads that are walked together stay below this, so that they are read once from memory and
 /// then from the L2 cache (50 MB on an H100).
 const CACHED_BYTES: usize = 16 << 20;
-
-/// `(batch, rows, heads, head_dim)` in device memory. Strides in elements; `head_dim` is dense.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeadsAt {
-    /// Of the first element; a multiple of 16.
-    pub address: u64,
-    /// From one row of the batch to the next.
-    pub batch: usize,
-    /// From one position to the next.
-    pub row: usize,
-    /// From one head to the next.
-    pub head: usize,
-}
-
-/// A forward pass with all addresses.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fused {
-    pub(crate) heads: Heads,
-    /// Positions of a block; 0: no landmarks.
-    pub(crate) block: usize,
-    pub(crate) dtype: DType,
-    pub(crate) scale: f32,
-    pub(crate) q: HeadsAt,
-    pub(crate) k: HeadsAt,
-    pub(crate) v: HeadsAt,
-    pub(crate) out: HeadsAt,
-    /// `(B)` u32; anything without landmarks.
-    pub(crate) phases: u64,
-    /// `(1)` u32, 0 between launches, of one launch at a time.
-    pub(crate) ticket: u64,
-    /// `(B, H, Nq)` f32.
-    pub(crate) lse: u64,
-}
-
-/// Everything that a launch needs besides the function.
-pub(crate) struct FusedLaunch {
-    pub(crate) grid: [u32; 3],
-    pub(crate) threads: u32,
-    pub(crate) shared: u32,
-    pub(crate) args: Vec<Arg>,
-}
 
 /// Keys of a tile: as many whole blocks as fill a multiple of 16, the matrix unit's step, best. `None`: not served.
 ///
@@ -104,120 +62,62 @@ pub(super) fn variants() -> Vec<Variant> {
     sizes.chain(others).filter_map(of).collect()
 }
 
-impl Fused {
-    /// Why this kernel does not serve, if it does not.
-    pub(crate) fn refusal(&self) -> Option<String> {
-        let Heads { head_dim, .. } = self.heads;
-        if !matches!(self.dtype, DType::Bf16 | DType::F16) {
-            return Some(format!("{:?} instead of bf16 or f16", self.dtype));
-        }
-        if tile(self.block, head_dim).is_none() {
-            return Some(format!("blocks of {} with heads of {head_dim}", self.block));
-        }
-        let aligned = |x: &HeadsAt| {
-            x.address.is_multiple_of(16)
-                && [x.batch, x.row, x.head]
-                    .iter()
-                    .all(|stride| (stride * self.dtype.size()).is_multiple_of(16))
-        };
-        let sides = [("q", self.q), ("k", self.k), ("v", self.v), ("out", self.out)];
-        sides.iter().find(|(_, side)| !aligned(side)).map(|(name, side)| {
-            format!("{name} {side:?}: address and strides are not multiples of 16 bytes, as the copy engine needs them")
-        })
-    }
-
-    pub(crate) fn kernel(&self) -> Option<(&'static str, &'static str, Defines)> {
-        let t = tile(self.block, self.heads.head_dim)?;
-        Some((FILE, "forward", defines(self.block, self.heads.head_dim, t, self.dtype)))
-    }
-
-    fn map(&self, side: HeadsAt, rows: usize, heads: usize, box_rows: u32) -> Result<TensorMap> {
-        let size = self.dtype.size() as u64;
-        TensorMap::new(&TensorMapShape {
-            dtype: self.dtype,
-            address: side.address,
-            extents: &[self.heads.head_dim as u64, heads as u64, rows as u64, self.heads.batch as u64],
-            strides: &[side.head as u64 * size, side.row as u64 * size, side.batch as u64 * size],
-            box_: &[PANEL as u32, 1, box_rows, 1],
-            swizzle: 128,
-        })
-    }
-
-    /// What to launch on a device of so many multiprocessors.
-    pub(crate) fn launch(&self, multiprocessors: u32) -> Result<FusedLaunch> {
-        let Heads { batch, queries, keys, heads, kv_heads, head_dim } = self.heads;
-        let tile = tile(self.block, head_dim).unwrap_or(PANEL);
-        let panels = head_dim.div_ceil(PANEL);
-        let (tile_bytes, query_bytes) = (panels * tile * 2 * PANEL, panels * ROWS * 2 * PANEL);
-        let mut shared = query_bytes + 2 * STAGES * tile_bytes + BARRIER_BYTES;
-        if shared + query_bytes + 1024 <= SHARED_BYTES {
-            shared += query_bytes;
-        }
-        let items = batch * heads * queries.div_ceil(ROWS);
-        let group = heads / kv_heads;
-        let heads_at_once =
-            (CACHED_BYTES * group / (keys * head_dim * 2 * self.dtype.size())).clamp(1, batch * heads);
-        let args = args![
-            self.map(self.q, queries, heads, ROWS as u32)?,
-            self.map(self.k, keys, kv_heads, tile as u32)?,
-            self.map(self.v, keys, kv_heads, tile as u32)?,
-            self.map(self.out, queries, heads, GROUP_ROWS)?,
-            self.phases,
-            self.ticket,
-            self.lse,
-            batch as i32,
-            heads as i32,
-            group as i32,
-            queries as i32,
-            keys as i32,
-            heads_at_once as i32,
-            self.scale * std::f32::consts::LOG2_E,
-        ];
-        Ok(FusedLaunch {
-            grid: [multiprocessors.min(items as u32), 1, 1],
-            threads: THREADS,
-            shared: shared as u32,
-            args,
-        })
-    }
-}
-
-/// Launches `op` if this kernel serves it.
-pub(super) fn try_launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result<bool> {
-    let is_dropping = op.randomness.is_some_and(|r| r.dropout > 0.0 || r.group_dropout > 0.0);
-    let (block, phases) = match op.blocks {
-        Blocks::None => (0, 0),
-        Blocks::Regular { block, phases } => (block, c.pointer(phases)),
-        Blocks::Anywhere { .. } => return Ok(false),
-    };
-    let dtypes = [op.q.tensor, op.k.tensor, op.v.tensor, op.out].map(|t| c.dtype(t));
-    let plain = op.miss.is_none() && op.first_key.is_none() && !is_dropping && c.dtype(op.lse) == DType::F32;
-    if !c.arch().is_hopper() || !plain || dtypes.iter().any(|&t| t != dtypes[0]) {
+/// Launches the pass if this kernel serves it.
+pub(super) fn try_forward(x: &Halves, to: &mut dyn Launches) -> Result<bool> {
+    let Heads { batch, queries, keys, heads, kv_heads, head_dim } = x.heads;
+    if !to.arch().is_hopper() || x.first_key != 0 {
         return Ok(false);
     }
-    let h = op.heads;
-    let side = |cols: Cols, rows: usize, c: &Compiler<'_>| {
-        let row = c.cols(cols.tensor);
-        HeadsAt { address: c.cols_pointer(cols), batch: rows * row, row, head: h.head_dim }
-    };
-    let fused = Fused {
-        heads: h,
-        block,
-        dtype: dtypes[0],
-        scale: 1.0 / (h.head_dim as f32).sqrt(),
-        q: side(op.q, h.queries, c),
-        k: side(op.k, h.keys, c),
-        v: side(op.v, h.keys, c),
-        out: side(Cols::all(op.out, h.heads * h.head_dim), h.queries, c),
-        phases,
-        ticket: c.ticket(),
-        lse: c.pointer(op.lse),
-    };
-    let (None, Some((file, function, defines))) = (fused.refusal(), fused.kernel()) else { return Ok(false) };
-    let kernel = c.kernel(file, function, defines)?;
-    let launch = fused.launch(c.multiprocessors())?;
-    c.launch_dependent(&kernel, launch.grid, launch.threads, launch.shared, launch.args)?;
+    let Some(tile) = tile(x.block, head_dim) else { return Ok(false) };
+    let kernel = to.kernel(FILE, "forward", defines(x.block, head_dim, tile, x.dtype))?;
+    let panels = head_dim.div_ceil(PANEL);
+    let (tile_bytes, query_bytes) = (panels * tile * 2 * PANEL, panels * ROWS * 2 * PANEL);
+    let mut shared = query_bytes + 2 * STAGES * tile_bytes + BARRIER_BYTES;
+    if shared + query_bytes + 1024 <= SHARED_BYTES {
+        shared += query_bytes;
+    }
+    let items = batch * heads * queries.div_ceil(ROWS);
+    let group = heads / kv_heads;
+    let heads_at_once =
+        (CACHED_BYTES * group / (keys * head_dim * 2 * x.dtype.size())).clamp(1, batch * heads);
+    let args = args![
+        map(x, x.q, queries, heads, ROWS)?,
+        map(x, x.k, keys, kv_heads, tile)?,
+        map(x, x.v, keys, kv_heads, tile)?,
+        map(x, x.out, queries, heads, GROUP_ROWS)?,
+        x.phases,
+        to.ticket(),
+        x.lse,
+        batch as i32,
+        heads as i32,
+        group as i32,
+        queries as i32,
+        keys as i32,
+        heads_at_once as i32,
+        x.scale * std::f32::consts::LOG2_E,
+    ];
+    let grid = [to.multiprocessors().min(items as u32), 1, 1];
+    to.launch_dependent(&kernel, grid, THREADS, shared as u32, args)?;
     Ok(true)
+}
+
+/// What the copy engine has to know of a tensor whose rows it fetches `box_rows` at a time.
+pub(super) fn map(
+    x: &Halves,
+    side: HeadsAt,
+    rows: usize,
+    heads: usize,
+    box_rows: usize,
+) -> Result<TensorMap> {
+    let size = x.dtype.size() as u64;
+    TensorMap::new(&TensorMapShape {
+        dtype: x.dtype,
+        address: side.address,
+        extents: &[x.heads.head_dim as u64, heads as u64, rows as u64, x.heads.batch as u64],
+        strides: &[side.head as u64 * size, side.row as u64 * size, side.batch as u64 * size],
+        box_: &[PANEL as u32, 1, box_rows as u32, 1],
+        swizzle: 128,
+    })
 }
 
 #[cfg(test)]

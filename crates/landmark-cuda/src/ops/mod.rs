@@ -9,11 +9,11 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embed;
-mod landmark_attention;
+pub(crate) mod landmark_attention;
 mod landmark_attention_any;
-mod landmark_attention_backward;
-pub(crate) mod landmark_attention_backward_hopper;
-pub(crate) mod landmark_attention_hopper;
+pub(crate) mod landmark_attention_backward;
+mod landmark_attention_backward_hopper;
+mod landmark_attention_hopper;
 mod likeliest;
 mod matmul;
 mod matvec;
@@ -61,9 +61,7 @@ pub(crate) fn launch(c: &mut Compiler<'_>) -> Result<usize> {
         Op::SelectBlocks(op) => memory::select_blocks(op, c)?,
         Op::Gelu(op) => elementwise::gelu(op, c)?,
         Op::GeluBackward(op) => elementwise::gelu_backward(op, c)?,
-        Op::LandmarkAttention(op) if landmark_attention_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttention(op) => landmark_attention::launch(op, c)?,
-        Op::LandmarkAttentionBackward(op) if landmark_attention_backward_hopper::try_launch(op, c)? => {}
         Op::LandmarkAttentionBackward(op) => landmark_attention_backward::launch(op, c)?,
         Op::Likeliest(op) => likeliest::likeliest(op, c)?,
         Op::LinearCrossEntropy(op) => cross_entropy::linear_cross_entropy(op, c)?,
