@@ -1,8 +1,9 @@
 //! Landmark attention in a model written with candle: a custom op around `Cuda::fused_landmark_attention`.
 //!
-//! `cargo run --release` in this folder, with a GPU from sm_80 on and CUDA's toolkit (candle compiles its own kernels with
-//! nvcc, and takes the toolkit's version as that of the driver; ours need NVRTC alone). `op.rs` is what a model takes along. A model
-//! changes in three places:
+//! `cargo run --release` in this folder, with a GPU from sm_80 on and CUDA's toolkit: candle compiles its own kernels with nvcc and
+//! links with cuBLAS, cuRAND and the driver (where they are not in the usual places, `CUDA_PATH` and `PATH` say so, and `CUDA_COMPUTE_CAP=90`
+//! builds for another GPU than that at hand); ours need NVRTC alone, and the first run compiles them, for up to a minute. `op.rs` is what a
+//! model takes along. A model changes in three places:
 //!
 //! 1. **Tokens.** A landmark goes in after every `block - 1` tokens; the vocabulary has one entry more ([`with_landmarks`]).
 //! 2. **Attention.** Behind the projections and the rotation of queries and keys, with the model's `q`, `k` and `v` as they are:
