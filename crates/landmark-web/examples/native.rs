@@ -9,7 +9,7 @@ use landmark_core::{Backend, Cpu, DType};
 use landmark_probe::filler::Filler;
 use landmark_web::files::ModelFiles;
 use landmark_web::prompt::{Hay, Hidden};
-use landmark_web::recall::Recall;
+use landmark_web::recall::{Recall, on_wgpu};
 use landmark_web::text::Text;
 use landmark_wgpu::{Choice, Options, Wgpu};
 use pollster::block_on;
@@ -32,7 +32,8 @@ fn main() -> Outcome {
             let options = Options { adapter, weights: files.bits(), ..Options::default() };
             let wgpu = block_on(Wgpu::open(&options))?;
             println!("{}", wgpu.info().name);
-            ask(wgpu, &files, &hidden, DType::F16)
+            let compute = on_wgpu(wgpu.info());
+            ask(wgpu, &files, &hidden, compute)
         }
     }
 }
