@@ -310,7 +310,7 @@ fn the_released_logits_are_met() {
         };
         for device in devices() {
             let mut engine =
-                Engine::new(device.clone(), llama_config(name, attention), room.clone()).expect("an engine");
+                Engine::new(device.clone(), llama_config(name, attention), room).expect("an engine");
             engine.load(hugging_face_weights(name)).expect("weights");
             let mut reader = Reader::new(&mut engine, 2, Granularity::PerTokenAndHead, None);
             let found = block_on(reader.all_logits(&tokens, length)).expect("logits");

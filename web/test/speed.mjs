@@ -11,19 +11,11 @@ try {
   page.setDefaultTimeout(1_800_000);
   await ready(page);
   console.log(await page.textContent("#device-state"));
-  const client = await browser.newBrowserCDPSession();
-  /** Seconds of processor time of the process that computes what is asked of WebGPU. */
-  async function computed() {
-    const { processInfo } = await client.send("SystemInfo.getProcessInfo");
-    return processInfo.find((process) => process.type.toLowerCase() === "gpu").cpuTime;
-  }
   // The second time every shader has been compiled.
   for (let run = 0; run < 2; run++) {
-    const before = await computed();
     await choose(page, { source: "prose", length, depth: 50 });
     await answered(page);
-    const [reading, answering] = [await page.textContent("#n-reading"), await page.textContent("#n-answering")];
-    console.log(`reading: ${reading}; answering: ${answering}; ${((await computed()) - before).toFixed(1)} s of processor time`);
+    console.log(`reading: ${await page.textContent("#n-reading")}; answering: ${await page.textContent("#n-answering")}`);
   }
 } finally {
   await browser.close();

@@ -26,31 +26,41 @@ fn main() -> Outcome {
         ModelFiles::parse(&read("config.json")?, &read("tokenizer.json")?, read("model.safetensors")?)?;
     let hidden = Hidden::new(&files.tokenizer, Hay::Filler(Filler::Prose), tokens.parse()?, 0.5, 2)?;
     match device.first().map(String::as_str) {
-        Some("cpu") => ask(Cpu::<f32>::new(), &files, &hidden, DType::F32),
+        Some("cpu") => run(&Cpu::<f32>::new(), &files, &hidden, DType::F32),
         name => {
             let adapter = name.map_or(Choice::Best, Choice::parse);
             let options = Options { adapter, weights: files.bits(), ..Options::default() };
             let wgpu = block_on(Wgpu::open(&options))?;
             println!("{}", wgpu.info().name);
             let compute = on_wgpu(wgpu.info());
-            ask(wgpu, &files, &hidden, compute)
+            run(&wgpu, &files, &hidden, compute)
         }
     }
+}
+
+/// Twice: the second time every shader has been compiled.
+fn run<B: Backend + Clone + 'static>(
+    backend: &B,
+    files: &ModelFiles,
+    hidden: &Hidden,
+    compute: DType,
+) -> Outcome {
+    ask(backend.clone(), files, hidden, compute)?;
+    ask(backend.clone(), files, hidden, compute)
 }
 
 fn ask<B: Backend + 'static>(backend: B, files: &ModelFiles, hidden: &Hidden, compute: DType) -> Outcome {
     let text = Text::new(files, hidden.text.clone(), usize::MAX)?;
     let mut recall = Recall::new(backend, files, text.tokens().len(), compute)?;
-    let began = Instant::now();
+    let (began, mut read) = (Instant::now(), 0);
     while !recall.is_done(&text) {
         let before = Instant::now();
-        let read = block_on(recall.read(&text, 1))?;
+        read = block_on(recall.read(&text, 1))?;
         if before.elapsed().as_secs_f64() > 1.0 {
             println!("{read} tokens, the last chunk in {:.2} s", before.elapsed().as_secs_f64());
         }
     }
-    let seconds = began.elapsed().as_secs_f64();
-    println!("read {} tokens at {:.0} tokens/s", text.tokens().len(), text.tokens().len() as f64 / seconds);
+    println!("read {read} tokens at {:.0} tokens/s", read as f64 / began.elapsed().as_secs_f64());
     block_on(recall.ask(files, &text, &hidden.question))?;
     let (began, mut count, mut answer) = (Instant::now(), 0, String::new());
     while let (true, Some(more)) = (count < hidden.max_new_tokens, block_on(recall.next(files))?) {

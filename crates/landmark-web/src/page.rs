@@ -164,9 +164,9 @@ impl Reader {
                 self.recall = None;
                 self.recall = Some(match &self.device {
                     None => return Err(thrown(Error::Order("open a device"))),
-                    Some(Device::Gpu(wgpu)) => {
-                        On::Gpu(Recall::new((**wgpu).clone(), files, tokens, on_wgpu(wgpu.info())).map_err(thrown)?)
-                    }
+                    Some(Device::Gpu(wgpu)) => On::Gpu(
+                        Recall::new((**wgpu).clone(), files, tokens, on_wgpu(wgpu.info())).map_err(thrown)?,
+                    ),
                     Some(Device::Cpu) => {
                         On::Cpu(Recall::new(Cpu::new(), files, tokens, DType::F32).map_err(thrown)?)
                     }

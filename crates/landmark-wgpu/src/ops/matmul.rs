@@ -167,7 +167,9 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
         Way::Alone => {
             let mut k = Kernel::new("matmul", include_str!("../shaders/matmul_alone.wgsl"));
-            k.constant("ROWS", rows_alone(product));
+            let [rows, columns] = lone_tile(product);
+            k.constant("ROWS", rows);
+            k.constant("COLS", columns);
             k.constant("WORKGROUP", LONE_THREADS);
             k
         }
@@ -200,12 +202,12 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
     Ok(k)
 }
 
-/// Rows of the result that a thread makes alone.
-fn rows_alone(product: &Product) -> usize {
+/// Rows and columns of the result that a thread makes alone.
+fn lone_tile(product: &Product) -> [usize; 2] {
     match product.rows {
-        1 => 1,
-        2..=4 => 4,
-        _ => 8,
+        1 => [1, 8],
+        2..=4 => [4, 16],
+        _ => [8, 16],
     }
 }
 
@@ -239,7 +241,8 @@ fn launch(
             c.dispatch_grid(k, [across, down, 1])
         }
         Way::Alone => {
-            let threads = product.rows.div_ceil(rows_alone(product)) * part.rows.div_ceil(8);
+            let [rows, columns] = lone_tile(product);
+            let threads = product.rows.div_ceil(rows) * part.rows.div_ceil(columns);
             c.dispatch(k, threads.div_ceil(LONE_THREADS))
         }
     }
