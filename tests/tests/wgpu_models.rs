@@ -21,10 +21,16 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// The best adapter there is; llvmpipe (Debian's mesa-vulkan-drivers) is enough.
-fn device() -> &'static Wgpu {
-    static DEVICE: OnceLock<Wgpu> = OnceLock::new();
-    DEVICE.get_or_init(|| block_on(Wgpu::open(&Options::default())).expect("an adapter"))
+/// The best adapter there is, with kernels whose threads share workgroup memory, and with those whose threads work alone;
+/// llvmpipe (Debian's mesa-vulkan-drivers) is enough.
+fn devices() -> &'static [Wgpu; 2] {
+    static DEVICES: OnceLock<[Wgpu; 2]> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        [false, true].map(|alone| {
+            let options = Options { threads_alone: Some(alone), ..Options::default() };
+            block_on(Wgpu::open(&options)).expect("an adapter")
+        })
+    })
 }
 
 /// The CPU, and wgpu held against it.
@@ -63,8 +69,10 @@ impl Backend for Watched {
             Ok((tensor, block_on(self.cpu.read(&arena.arena, tensor))?))
         };
         let inputs = arena.layout.tensors().iter().map(state).collect::<Result<Vec<_>>>()?;
-        let divergence = block_on(compare(&plan.program, device(), &inputs, |_| self.tolerance))?;
-        assert_eq!(divergence, None, "{}", plan.program.name);
+        for device in devices() {
+            let divergence = block_on(compare(&plan.program, device, &inputs, |_| self.tolerance))?;
+            assert_eq!(divergence, None, "{}", plan.program.name);
+        }
         self.compared.set(self.compared.get() + plan.program.ops().len());
         self.cpu.run(&mut plan.plan, &mut arena.arena)
     }
@@ -240,12 +248,14 @@ fn generate<B: Backend>(backend: B, config: &ModelConfig, compute: DType) -> Vec
 fn rows_of_different_lengths_give_what_they_give_on_the_cpu() {
     for (name, config) in models().into_iter().skip(1) {
         let on_cpu = generate(Cpu::<f32>::new(), &config, DType::F32);
-        let found = generate(device().clone(), &config, DType::F32);
-        for (cpu, wgpu) in on_cpu.iter().zip(&found) {
-            assert_eq!(cpu.len(), wgpu.len(), "{name}");
-            let error = cpu.iter().zip(wgpu).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
-            let size = cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
-            assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
+        for device in devices() {
+            let found = generate(device.clone(), &config, DType::F32);
+            for (cpu, wgpu) in on_cpu.iter().zip(&found) {
+                assert_eq!(cpu.len(), wgpu.len(), "{name}");
+                let error = cpu.iter().zip(wgpu).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+                let size = cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
+                assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
+            }
         }
     }
 }
@@ -268,11 +278,13 @@ fn write<B: Backend>(backend: B, config: &ModelConfig) -> (Vec<u32>, Vec<f32>) {
 fn steps_begun_ahead_write_what_the_cpu_writes() {
     for (name, config) in models().into_iter().skip(1) {
         let (tokens, on_cpu) = write(Cpu::<f32>::new(), &config);
-        let (found, logits) = write(device().clone(), &config);
-        assert_eq!(found, tokens, "{name}");
-        let error = on_cpu.iter().zip(&logits).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
-        let size = on_cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
-        assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
+        for device in devices() {
+            let (found, logits) = write(device.clone(), &config);
+            assert_eq!(found, tokens, "{name}");
+            let error = on_cpu.iter().zip(&logits).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+            let size = on_cpu.iter().fold(1e-3_f32, |m, x| m.max(x.abs()));
+            assert!(error <= 1e-4 * size, "{name}: {error:e} of {size}");
+        }
     }
 }
 
@@ -296,12 +308,14 @@ fn the_released_logits_are_met() {
             lookups: false,
             compute: DType::F32,
         };
-        let mut engine =
-            Engine::new(device().clone(), llama_config(name, attention), room).expect("an engine");
-        engine.load(hugging_face_weights(name)).expect("weights");
-        let mut reader = Reader::new(&mut engine, 2, Granularity::PerTokenAndHead, None);
-        let found = block_on(reader.all_logits(&tokens, length)).expect("logits");
-        let found: Vec<f64> = found.into_iter().map(f64::from).collect();
-        assert_close(case, &found, &cases.f64(&format!("{case}.logits")), FIXTURE_TOLERANCE);
+        for device in devices() {
+            let mut engine =
+                Engine::new(device.clone(), llama_config(name, attention), room).expect("an engine");
+            engine.load(hugging_face_weights(name)).expect("weights");
+            let mut reader = Reader::new(&mut engine, 2, Granularity::PerTokenAndHead, None);
+            let found = block_on(reader.all_logits(&tokens, length)).expect("logits");
+            let found: Vec<f64> = found.into_iter().map(f64::from).collect();
+            assert_close(case, &found, &cases.f64(&format!("{case}.logits")), FIXTURE_TOLERANCE);
+        }
     }
 }

@@ -8,7 +8,7 @@
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::prompt::{Hay, Hidden, MAX_NEW_TOKENS};
-use crate::recall::{Alone, Recall};
+use crate::recall::{Alone, Recall, on_wgpu};
 use crate::text::Text;
 use landmark_core::{Cpu, DType};
 use landmark_probe::filler::Filler;
@@ -61,9 +61,6 @@ macro_rules! on {
         }
     };
 }
-
-/// The type of activations and of the memory on a GPU: half the bytes of what a context of 131,072 tokens leaves behind.
-const ON_A_GPU: DType = DType::F16;
 
 #[wasm_bindgen]
 impl Reader {
@@ -167,9 +164,9 @@ impl Reader {
                 self.recall = None;
                 self.recall = Some(match &self.device {
                     None => return Err(thrown(Error::Order("open a device"))),
-                    Some(Device::Gpu(wgpu)) => {
-                        On::Gpu(Recall::new((**wgpu).clone(), files, tokens, ON_A_GPU).map_err(thrown)?)
-                    }
+                    Some(Device::Gpu(wgpu)) => On::Gpu(
+                        Recall::new((**wgpu).clone(), files, tokens, on_wgpu(wgpu.info())).map_err(thrown)?,
+                    ),
                     Some(Device::Cpu) => {
                         On::Cpu(Recall::new(Cpu::new(), files, tokens, DType::F32).map_err(thrown)?)
                     }
@@ -231,7 +228,7 @@ impl Reader {
             self.alone = Some(match &self.device {
                 None => return Err(thrown(Error::Order("open a device"))),
                 Some(Device::Gpu(wgpu)) => {
-                    On::Gpu(Alone::new((**wgpu).clone(), files, ON_A_GPU).map_err(thrown)?)
+                    On::Gpu(Alone::new((**wgpu).clone(), files, on_wgpu(wgpu.info())).map_err(thrown)?)
                 }
                 Some(Device::Cpu) => On::Cpu(Alone::new(Cpu::new(), files, DType::F32).map_err(thrown)?),
             });

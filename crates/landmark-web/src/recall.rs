@@ -20,12 +20,19 @@ use landmark_model::model::{CacheShape, Room};
 use landmark_model::reader::PredictAt;
 use landmark_model::record::Granularity;
 use landmark_model::sample::Sampling;
+use landmark_wgpu::AdapterInfo;
 
 /// Tokens that a question may have.
 pub const LONGEST_QUESTION: usize = 512;
 
 /// Tokens that an answer may have.
 pub const LONGEST_ANSWER: usize = 256;
+
+/// The type of activations and of the memory on an adapter: half types, half the bytes of what a context of 131,072 tokens
+/// leaves behind; but floats where it computes in software, which takes longer to widen a half than to read a float.
+pub fn on_wgpu(adapter: &AdapterInfo) -> DType {
+    if adapter.is_software { DType::F32 } else { DType::F16 }
+}
 
 /// Settings under which the model reads and answers: those of the command line.
 fn settings(files: &ModelFiles, lookups: bool) -> (Settings, usize) {

@@ -42,6 +42,9 @@ pub struct Options {
     pub no_matrix_units: bool,
     /// Attention's kernels for matrix units also without them, on plain arithmetic in their place: for tests.
     pub emulate_matrix_units: bool,
+    /// Kernels whose threads work alone, without workgroup memory and barriers, or those whose threads share it. `None`: the
+    /// former where the adapter computes in software, where there is no such memory and barriers are what takes time.
+    pub threads_alone: Option<bool>,
     /// Matrices of weights are kept in blocks of so many bits ([`landmark_core::quantize`]), whatever they are
     /// written in.
     pub weights: Option<Bits>,

@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     largest_binding: u64,
     /// How matrices of weights are kept, where that is not how they are written.
     pub(crate) weights: Option<Bits>,
+    /// Whether kernels use no workgroup memory and no barriers.
+    pub(crate) works_alone: bool,
     /// Whether kernels for matrix units may be written for none.
     pub(crate) emulates_units: bool,
     /// One word a check: the largest index out of range, plus 1.
@@ -127,6 +129,7 @@ impl Shared {
         });
         let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let largest_binding = options.largest_binding.unwrap_or(u64::MAX).min(largest) / 256 * 256;
+        let works_alone = options.threads_alone.unwrap_or(info.is_software);
         Shared {
             device,
             queue,
@@ -135,6 +138,7 @@ impl Shared {
             features,
             largest_binding,
             weights: options.weights,
+            works_alone,
             emulates_units: options.emulate_matrix_units,
             status,
             checks: Mutex::default(),

@@ -8,6 +8,8 @@
 //! - `x_one(e)`: one element; `x_at(e)` for integers, and `x_set(e, v)`;
 //! - `x_load(e, valid)`, `x_part(w, i)`, `x_scale(e)`: 16 bytes at a time of weights, part `i` of them as elements
 //!   `e + 4i .. e + 4i + 4`, and the scale that they share; `x_PARTS` parts make a chunk;
+//! - `x_start(e)`, `x_next(start, i, valid)`: elements `e + 4i .. e + 4i + 4`, to be multiplied by `x_scale(e + 4i)`, which is
+//!   that of 32 elements;
 //! - `x_put(e, v, valid)`: writes elements `e .. e + valid`; `x_put_one(e, v)` writes one.
 //!
 //! How these touch memory depends on the *alignment* that the launcher promises: 4 when every `e` is a multiple of 4
@@ -190,19 +192,61 @@ impl Kernel {
         self.raw(name, "vec4<u32>", Entry::Read, codes);
         self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
         // A chunk of 16 bytes holds 16 or 32 elements, a block of 32 two chunks or one.
-        let (shift, parts, word, code) = match bits {
-            Bits::Eight => (4, 4, "w[i]", "unpack_q8(word)"),
-            Bits::Four => (5, 8, "w[i >> 1u] >> (16u * (i & 1u))", "unpack_q4(word)"),
+        let (shift, parts, at, code) = match bits {
+            Bits::Eight => (4, 4, "[i]", "unpack_q8(word)"),
+            Bits::Four => (5, 8, "[i >> 1u] >> (16u * (i & 1u))", "unpack_q4(word)"),
         };
         let _ = write!(
             self.declarations,
             "const {name}_PARTS: u32 = {parts}u;
 fn {name}_scale(e: u32) -> f32 {{ return unpack_f16({name}_scales[e >> 6u])[(e >> 5u) & 1u]; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> {shift}u]; }}
-fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ let word = {word}; return {code}; }}
+fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ let word = w{at}; return {code}; }}
 fn {name}_quad(e: u32, valid: u32) -> vec4<f32> {{
     return {name}_scale(e) * {name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS);
 }}
+"
+        );
+    }
+
+    /// The same for threads that work alone: `x_start(e)`, `x_next(start, i, valid)` and `x_scale(e)`. A code comes in the
+    /// highest bits of a word and its scale is that much smaller: software has no shifts by different numbers at once.
+    pub(crate) fn codes(&mut self, name: &str, bits: Bits, codes: Resource, scales: Resource) {
+        self.raw(name, "u32", Entry::Read, codes);
+        self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
+        let (places, code) = match bits {
+            Bits::Eight => (24, format!("high_q8({name}[start + i])")),
+            Bits::Four => (28, format!("high_q4({name}[(start + i) >> 1u], (start + i) & 1u)")),
+        };
+        let _ = write!(
+            self.declarations,
+            "fn {name}_scale(e: u32) -> f32 {{
+    return unpack_f16({name}_scales[e >> 6u])[(e >> 5u) & 1u] / f32(1u << {places}u);
+}}
+fn {name}_start(e: u32) -> u32 {{ return e >> 2u; }}
+fn {name}_next(start: u32, i: u32, valid: u32) -> vec4<f32> {{ return {code}; }}
+"
+        );
+    }
+
+    /// The same names for an operand that is not in blocks.
+    pub(crate) fn rows(&mut self, name: &str, dtype: DType, alignment: usize) {
+        let next = match (alignment, dtype) {
+            (4, DType::F32) => format!("return {name}[start + i];"),
+            (4, DType::Bf16 | DType::F16) => {
+                let kind = if dtype == DType::F16 { "f16" } else { "bf16" };
+                format!(
+                    "let w = {name}[start + i]; return vec4<f32>(unpack_{kind}(w.x), unpack_{kind}(w.y));"
+                )
+            }
+            _ => format!("return {name}_quad(start + 4u * i, valid);"),
+        };
+        let shift = if alignment == 4 { " >> 2u" } else { "" };
+        let _ = write!(
+            self.declarations,
+            "fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
+fn {name}_start(e: u32) -> u32 {{ return e{shift}; }}
+fn {name}_next(start: u32, i: u32, valid: u32) -> vec4<f32> {{ {next} }}
 "
         );
     }

@@ -10,6 +10,9 @@
 //! are split by rows). Half types are stored packed in 32-bit words and unpacked by arithmetic, so they need no
 //! feature either.
 //!
+//! On an adapter that computes in software, kernels use no workgroup memory and no barriers, which are dear there: their
+//! threads work alone (`*_alone.wgsl`, `ops/retrieval_alone.rs`).
+//!
 //! Nothing waits but [`Backend::read`](landmark_core::Backend::read). In a browser nothing could.
 
 #![deny(unsafe_code)]

@@ -24,6 +24,8 @@ const MOST_GROUPS: usize = 65_535;
 pub(crate) const MOST_BINDINGS: usize = 8;
 /// Threads of a workgroup where nothing else decides.
 pub(crate) const WORKGROUP: usize = 256;
+/// The same where threads work alone: software has a few of them to give to a core, and a step not many.
+pub(crate) const LONE_THREADS: usize = 16;
 
 struct Dispatch {
     name: &'static str,
@@ -145,6 +147,11 @@ impl<'a> Compiler<'a> {
             return Some(Units::Real);
         }
         (self.shared.emulates_units && self.has(wgpu::Features::SHADER_F16)).then_some(Units::Emulated)
+    }
+
+    /// Whether kernels are to be those whose threads work alone, without workgroup memory and barriers.
+    pub(crate) fn works_alone(&self) -> bool {
+        self.shared.works_alone && self.matrix_units().is_none()
     }
 
     /// How many threads a subgroup has at least and at most, where there are subgroups.
@@ -314,6 +321,30 @@ impl<'a> Compiler<'a> {
             Some((bits, scales)) => k.quantised(name, *bits, part.resource.clone(), scales.clone()),
             None => k.chunks(name, dtype, alignment(&[cols]), cols.is_multiple_of(8), part.resource.clone()),
         }
+    }
+
+    /// The same for threads that work alone: `x_start`, `x_next` and `x_scale`.
+    pub(crate) fn read_rows(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
+        match &part.quantised {
+            Some((bits, scales)) => k.codes(name, *bits, part.resource.clone(), scales.clone()),
+            None => {
+                let (dtype, alignment) = (self.dtype(tensor), alignment(&[self.cols(tensor)]));
+                k.storage(name, dtype, alignment, Entry::Read, part.resource.clone());
+                k.rows(name, dtype, alignment);
+            }
+        }
+    }
+
+    /// Gives a kernel its rows, each by a workgroup of so many threads, or by a thread alone: how many workgroups.
+    pub(crate) fn rows_by(&self, k: &mut Kernel, rows: usize, threads: usize) -> usize {
+        let is_alone = self.works_alone();
+        k.constant("WORKGROUP", if is_alone { LONE_THREADS } else { threads });
+        k.include(if is_alone {
+            include_str!("shaders/row_by_thread.wgsl")
+        } else {
+            include_str!("shaders/row_by_workgroup.wgsl")
+        });
+        if is_alone { rows.div_ceil(LONE_THREADS) } else { rows }
     }
 
     /// Binds a tensor to be written, or read and written.

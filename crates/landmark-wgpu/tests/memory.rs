@@ -107,7 +107,7 @@ fn is_ring(info: &Info) -> bool {
 fn rings_larger_than_a_binding_are_split_by_heads() {
     let mut split = 0;
     for case in cases().into_iter().filter(|case| case.memory.kv_heads > 1) {
-        let (tensors, mut histories) = (case.tensors(), case.histories());
+        let tensors = case.tensors();
         let ring = tensors.layout.paged().next().expect("a ring");
         let keys = tensors.layout.find(&ring.name).expect("a tensor");
         let head = (ring.bytes() / case.memory.kv_heads) as u64;
@@ -120,25 +120,29 @@ fn rings_larger_than_a_binding_are_split_by_heads() {
             continue;
         }
         split += 1;
-        let options = Options { largest_binding: Some(limit), ..Options::default() };
-        let small = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
-        let mut arena = small.allocate(&tensors.layout).unwrap();
-        let bytes: Vec<u8> = (0..ring.bytes()).map(|i| (i % 251) as u8).collect();
-        small.write(&mut arena, keys, &bytes).unwrap();
-        assert!(pollster::block_on(small.read(&arena, keys)).unwrap() == bytes);
-        let some = pollster::block_on(small.read_at(&arena, keys, 5..ring.shape.numel() - 3)).unwrap();
-        assert!(some == bytes[20..bytes.len() - 12]);
-        for index in 0..case.chunks.len() {
-            let chunk = case.chunk(index);
-            let mut inputs = case.prepare(&tensors, &histories);
-            inputs.extend(case.feed(&tensors, &histories, &chunk));
-            let program = case.record(&tensors, chunk.tokens);
-            let full = histories.iter().all(|h| h.keys.len() / case.memory.block >= case.memory.blocks);
-            if full {
-                let found = pollster::block_on(compare(&program, &small, &inputs, tolerance)).unwrap();
-                assert_eq!(found, None, "{}, chunk {index}", case.name);
+        for alone in [false, true] {
+            let mut histories = case.histories();
+            let options =
+                Options { largest_binding: Some(limit), threads_alone: Some(alone), ..Options::default() };
+            let small = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
+            let mut arena = small.allocate(&tensors.layout).unwrap();
+            let bytes: Vec<u8> = (0..ring.bytes()).map(|i| (i % 251) as u8).collect();
+            small.write(&mut arena, keys, &bytes).unwrap();
+            assert!(pollster::block_on(small.read(&arena, keys)).unwrap() == bytes);
+            let some = pollster::block_on(small.read_at(&arena, keys, 5..ring.shape.numel() - 3)).unwrap();
+            assert!(some == bytes[20..bytes.len() - 12]);
+            for index in 0..case.chunks.len() {
+                let chunk = case.chunk(index);
+                let mut inputs = case.prepare(&tensors, &histories);
+                inputs.extend(case.feed(&tensors, &histories, &chunk));
+                let program = case.record(&tensors, chunk.tokens);
+                let full = histories.iter().all(|h| h.keys.len() / case.memory.block >= case.memory.blocks);
+                if full {
+                    let found = pollster::block_on(compare(&program, &small, &inputs, tolerance)).unwrap();
+                    assert_eq!(found, None, "{}, chunk {index}", case.name);
+                }
+                case.remember(&mut histories, &chunk);
             }
-            case.remember(&mut histories, &chunk);
         }
     }
     assert!(split > 0, "no case has rings that large");

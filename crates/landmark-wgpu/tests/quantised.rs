@@ -12,18 +12,26 @@ use landmark_core::{Backend, Cpu, DType, Layout, Recorder};
 use landmark_wgpu::{Options, Wgpu};
 use pollster::block_on;
 
-fn open(bits: Bits, largest_binding: Option<u64>) -> Wgpu {
-    let options = Options { weights: Some(bits), largest_binding, baseline: true, ..Options::default() };
+/// A device whose kernels' threads work alone or share workgroup memory.
+fn open(bits: Bits, largest_binding: Option<u64>, threads_alone: bool) -> Wgpu {
+    let options = Options {
+        weights: Some(bits),
+        largest_binding,
+        baseline: true,
+        threads_alone: Some(threads_alone),
+        ..Options::default()
+    };
     block_on(Wgpu::open(&options)).expect("an adapter")
 }
 
 #[test]
 fn products_embeddings_and_losses() {
     for bits in [Bits::Eight, Bits::Four] {
-        for (largest, rows, cols, vocab) in
-            [(None, 1, 32, 3), (None, 3, 96, 66), (None, 11, 160, 70), (Some(5000), 9, 128, 130)]
+        let cases = [(None, 1, 32, 3), (None, 3, 96, 66), (None, 11, 160, 70), (Some(5000), 9, 128, 130)];
+        for ((largest, rows, cols, vocab), alone) in
+            cases.into_iter().flat_map(|case| [(case, false), (case, true)])
         {
-            let device = open(bits, largest);
+            let device = open(bits, largest, alone);
             let mut layout = Layout::new();
             let tokens = layout.add("tokens", DType::U32, [rows]);
             let table = layout.add("table.weight", DType::F32, [vocab, cols]);
@@ -63,7 +71,7 @@ fn products_of_one_factor_share_launches() {
         let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
         dequantize(&quantize(&values, bits), bits).into_iter().map(f64::from).collect()
     };
-    let devices = [(device().clone(), 3), (open(Bits::Eight, None), 4)];
+    let devices = [(device().clone(), 3), (open(Bits::Eight, None, false), 4)];
     for ((device, launches), rows) in devices.into_iter().flat_map(|d| [(d.clone(), 1), (d, 5)]) {
         let mut layout = Layout::new();
         let a = layout.add("a", DType::F32, [rows, INNER]);
@@ -105,7 +113,7 @@ fn products_of_one_factor_share_launches() {
 
 #[test]
 fn other_ops_refuse_quantised_tensors() {
-    let device = open(Bits::Four, None);
+    let device = open(Bits::Four, None, true);
     let mut layout = Layout::new();
     let weight = layout.add("a.weight", DType::F16, [4, 32]);
     let out = layout.add("out", DType::F16, [4, 32]);

@@ -307,10 +307,16 @@ fn heads_in_pieces_follow_the_oracle() {
             continue;
         }
         split += 1;
-        let options = Options { largest_binding: Some(limit as u64), ..Options::default() };
-        let small = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
-        let found = pollster::block_on(compare(&program, &small, &inputs, tolerance)).unwrap();
-        assert_eq!(found, None, "{step:?}");
+        for alone in [false, true] {
+            let options = Options {
+                largest_binding: Some(limit as u64),
+                threads_alone: Some(alone),
+                ..Options::default()
+            };
+            let small = pollster::block_on(Wgpu::open(&options)).expect("an adapter");
+            let found = pollster::block_on(compare(&program, &small, &inputs, tolerance)).unwrap();
+            assert_eq!(found, None, "{step:?}");
+        }
     }
     assert!(split > 0, "no step has rings that large");
 }

@@ -2,21 +2,24 @@
 
 mod common;
 
-use common::device;
+use common::devices;
 use landmark_core::Backend;
 use landmark_core::testing::memory::cases;
 
 /// Parameters are 32-bit scalars one behind the other, which is how the host writes them.
 #[test]
 fn parameters_lie_where_they_are_written() {
-    let device = device();
-    for case in cases() {
-        let tensors = case.tensors();
-        let arena = device.allocate(&tensors.layout).unwrap();
-        device.compile(&case.record(&tensors, case.chunks[0]), &arena).unwrap();
+    let mut shaders = Vec::new();
+    for device in devices() {
+        for case in cases() {
+            let tensors = case.tensors();
+            let arena = device.allocate(&tensors.layout).unwrap();
+            device.compile(&case.record(&tensors, case.chunks[0]), &arena).unwrap();
+        }
+        let some = device.shaders();
+        assert!(some.len() > 20, "only {} shaders", some.len());
+        shaders.extend(some);
     }
-    let shaders = device.shaders();
-    assert!(shaders.len() > 20, "only {} shaders", shaders.len());
     for source in shaders {
         let module = naga::front::wgsl::parse_str(&source).expect("WGSL");
         let (_, params) = module

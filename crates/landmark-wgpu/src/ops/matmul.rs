@@ -1,11 +1,12 @@
-//! Matrix products: a tiled one for many rows, and one for few that reads the weights as fast as memory gives them.
+//! Matrix products: a tiled one for many rows, and one for few that reads the weights as fast as memory gives them. In software
+//! one whose threads work alone serves both.
 //!
 //! Weights larger than a binding are multiplied piece by piece: their rows are columns of the result. Products of a few rows
 //! with several matrices (queries, keys and values; gate and up) share a launch: between two of them memory is idle.
 
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::matrix_units;
-use crate::plan::{Compiler, MOST_BINDINGS, Part, alignment};
+use crate::plan::{Compiler, LONE_THREADS, MOST_BINDINGS, Part, alignment};
 use landmark_core::ops::{Matmul, Op};
 use landmark_core::quantize::Bits;
 use landmark_core::{DType, Result, Tensor};
@@ -35,6 +36,8 @@ enum Way {
     MatrixUnits,
     /// In f32.
     Portable,
+    /// The same by threads that work alone.
+    Alone,
 }
 
 impl Product {
@@ -43,6 +46,7 @@ impl Product {
     fn way(&self, part: &Part, c: &Compiler<'_>) -> Way {
         let is_half = |tensor| c.dtype(tensor) == DType::F16;
         match self.rows {
+            _ if c.works_alone() => Way::Alone,
             ..=FEW_ROWS => Way::Few,
             _ if !c.has(matrix_units::FEATURES) || !is_half(self.a) => Way::Portable,
             _ if part.quantised.is_some() || is_half(self.b) => Way::MatrixUnits,
@@ -161,6 +165,14 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
             k
         }
         Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
+        Way::Alone => {
+            let mut k = Kernel::new("matmul", include_str!("../shaders/matmul_alone.wgsl"));
+            let [rows, columns] = lone_tile(product);
+            k.constant("ROWS", rows);
+            k.constant("COLS", columns);
+            k.constant("WORKGROUP", LONE_THREADS);
+            k
+        }
     };
     if way != Way::Few {
         k.include(include_str!("../shaders/store_product.wgsl"));
@@ -177,12 +189,26 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
             }
             c.read_octs(&mut k, "b", product.b, part);
         }
+        Way::Alone => {
+            c.read(&mut k, "a", product.a, alignment)?;
+            k.rows("a", c.dtype(product.a), alignment);
+            c.read_rows(&mut k, "b", product.b, part);
+        }
         Way::Portable => {
             c.read(&mut k, "a", product.a, alignment)?;
             c.read_part(&mut k, "b", product.b, part, alignment);
         }
     }
     Ok(k)
+}
+
+/// Rows and columns of the result that a thread makes alone.
+fn lone_tile(product: &Product) -> [usize; 2] {
+    match product.rows {
+        1 => [1, 8],
+        2..=4 => [4, 16],
+        _ => [8, 16],
+    }
 }
 
 fn launch(
@@ -213,6 +239,11 @@ fn launch(
         Way::Portable => {
             let (down, across) = tiles(TILE);
             c.dispatch_grid(k, [across, down, 1])
+        }
+        Way::Alone => {
+            let [rows, columns] = lone_tile(product);
+            let threads = product.rows.div_ceil(rows) * part.rows.div_ceil(columns);
+            c.dispatch(k, threads.div_ceil(LONE_THREADS))
         }
     }
 }

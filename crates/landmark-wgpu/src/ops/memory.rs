@@ -1,10 +1,11 @@
 //! The landmark memory: append, score, select. What is retrieved is attended to in `retrieval.rs`.
 
 use super::MEMORY;
+use super::retrieval::angles;
 use super::retrieval_units;
 use super::rope::head_alignment;
 use crate::kernel::{Entry, Kernel, Resource};
-use crate::plan::{Compiler, Part, WORKGROUP, alignment};
+use crate::plan::{Compiler, LONE_THREADS, Part, WORKGROUP, alignment};
 use landmark_core::ops::{AppendKv, LandmarkScores, MemoryShape, SelectBlocks, Selection};
 use landmark_core::{DType, Result};
 
@@ -73,18 +74,25 @@ pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Resu
     let tokens = c.rows(op.q.tensor) / batch - op.skip;
     let units = head_dim.div_ceil(8);
     let is_step = tokens <= FEW && units <= WORKGROUP;
-    let mut k = if is_step {
-        Kernel::new("step_scores", include_str!("../shaders/step_scores.wgsl"))
+    let (mut k, threads, groups) = if c.works_alone() {
+        let mut k = Kernel::new("landmark_scores", include_str!("../shaders/landmark_scores_alone.wgsl"));
+        k.include(include_str!("../shaders/unit_tile.wgsl"));
+        let table = angles(&op.memory, op.style, op.frequencies, c)?;
+        k.raw("angles", "vec4<f32>", Entry::Read, table);
+        let tiles = blocks.div_ceil(8) * tokens.div_ceil(8);
+        (k, LONE_THREADS, [tiles.div_ceil(LONE_THREADS), 1])
+    } else if is_step {
+        let k = Kernel::new("step_scores", include_str!("../shaders/step_scores.wgsl"));
+        (k, WORKGROUP, [blocks.div_ceil(4 * (WORKGROUP / units)), tokens])
     } else {
-        Kernel::new("landmark_scores", include_str!("../shaders/landmark_scores.wgsl"))
+        let mut k = Kernel::new("landmark_scores", include_str!("../shaders/landmark_scores.wgsl"));
+        // Queries lie in workgroup memory, 16 of heads up to 128.
+        let most = (16 * 128 / head_dim).clamp(1, 16);
+        let queries = tokens.next_power_of_two().min(1 << most.ilog2());
+        k.constant("QUERIES", queries);
+        (k, WORKGROUP, [blocks.div_ceil(WORKGROUP / queries), tokens.div_ceil(queries)])
     };
-    // Queries lie in workgroup memory, 16 of heads up to 128.
-    let most = (16 * 128 / head_dim).clamp(1, 16);
-    let queries = if is_step { 1 } else { tokens.next_power_of_two().min(1 << most.ilog2()) };
-    // Blocks that a workgroup scores.
-    let landmarks = if is_step { 4 * (WORKGROUP / units) } else { WORKGROUP / queries };
-    k.constant("WORKGROUP", WORKGROUP);
-    k.constant("QUERIES", queries);
+    k.constant("WORKGROUP", threads);
     k.rotary(op.style, head_dim);
     let q = head_alignment(op.style, head_dim, &[op.q.start, c.cols(op.q.tensor)]);
     c.read(&mut k, "q", op.q.tensor, q)?;
@@ -95,8 +103,7 @@ pub(super) fn landmark_scores(op: &LandmarkScores, c: &mut Compiler<'_>) -> Resu
     c.uniform(&mut k, "frequencies", op.frequencies)?;
     c.write(&mut k, "out", op.out, 1)?;
     describe_scores(op, tokens, c, &mut k);
-    let groups = [blocks.div_ceil(landmarks), tokens.div_ceil(queries), batch * op.heads];
-    c.dispatch_grid(k, groups)
+    c.dispatch_grid(k, [groups[0], groups[1], batch * op.heads])
 }
 
 /// Extents of the scores of all landmarks.
@@ -113,15 +120,8 @@ pub(super) fn describe_scores(op: &LandmarkScores, tokens: usize, c: &Compiler<'
 }
 
 /// What the three kernels of a choice share.
-fn choice(
-    name: &'static str,
-    body: &'static str,
-    op: &SelectBlocks,
-    c: &Compiler<'_>,
-    threads: usize,
-) -> Result<Kernel> {
+fn choice(name: &'static str, body: &'static str, op: &SelectBlocks, c: &Compiler<'_>) -> Result<Kernel> {
     let mut k = Kernel::new(name, body);
-    k.constant("WORKGROUP", threads);
     describe(&mut k, &op.memory);
     let scores = c.shape(op.scores).dims();
     k.param("batch", scores[0]);
@@ -149,6 +149,10 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
     let best = (number > 0).then(|| maximise(op, c, choices)).transpose()?;
     let subgroups = c.subgroups().filter(|sizes| op.memory.top_k <= *sizes.start());
     let (threads, body, groups) = match subgroups {
+        _ if c.works_alone() => {
+            let body = include_str!("../shaders/select_blocks_alone.wgsl");
+            (LONE_THREADS, body, choices.div_ceil(LONE_THREADS))
+        }
         Some(sizes) => {
             let body = include_str!("../shaders/select_blocks_subgroups.wgsl");
             (WORKGROUP, body, choices.div_ceil(WORKGROUP / sizes.end()))
@@ -159,7 +163,8 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
             (threads, include_str!("../shaders/select_blocks.wgsl"), choices)
         }
     };
-    let mut k = choice("select_blocks", body, op, c, threads)?;
+    let mut k = choice("select_blocks", body, op, c)?;
+    k.constant("WORKGROUP", threads);
     k.include(include_str!("../shaders/block_choice.wgsl"));
     k.constant("TOP_K", op.memory.top_k);
     k.constant("SELECTION", number);
@@ -178,12 +183,13 @@ fn maximise(op: &SelectBlocks, c: &mut Compiler<'_>, choices: usize) -> Result<R
     let statistics = c.workspace(8 * rows as u64);
     let best = c.workspace(4 * (choices * blocks) as u64);
     let threads = blocks.next_power_of_two().clamp(32, WORKGROUP);
-    let mut k =
-        choice("select_statistics", include_str!("../shaders/select_statistics.wgsl"), op, c, threads)?;
+    let mut k = choice("select_statistics", include_str!("../shaders/select_statistics.wgsl"), op, c)?;
+    let groups = c.rows_by(&mut k, rows, threads);
     c.read(&mut k, "scores", op.scores, 1)?;
     k.raw("statistics", "vec2<f32>", Entry::Write, statistics.clone());
-    c.dispatch(k, rows)?;
-    let mut k = choice("select_maximum", include_str!("../shaders/select_maximum.wgsl"), op, c, WORKGROUP)?;
+    c.dispatch(k, groups)?;
+    let mut k = choice("select_maximum", include_str!("../shaders/select_maximum.wgsl"), op, c)?;
+    k.constant("WORKGROUP", WORKGROUP);
     k.flag("OVER_HEADS", op.selection == Selection::MaxOverHeads);
     c.read(&mut k, "scores", op.scores, 1)?;
     k.raw("statistics", "vec2<f32>", Entry::Read, statistics);

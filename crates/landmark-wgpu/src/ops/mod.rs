@@ -13,6 +13,7 @@ mod matmul;
 mod memory;
 mod norm;
 mod retrieval;
+mod retrieval_alone;
 mod retrieval_units;
 mod rope;
 

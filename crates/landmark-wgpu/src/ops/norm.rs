@@ -30,7 +30,7 @@ fn launch(op: &Operands, c: &mut Compiler<'_>) -> Result<()> {
     let alignment = alignment(&[cols]);
     let mut k = Kernel::new("norm", include_str!("../shaders/norm.wgsl"));
     // A thread has at least two vectors to read, where the row is long enough.
-    k.constant("WORKGROUP", if cols >= 2048 { 256 } else { 64 });
+    let groups = c.rows_by(&mut k, rows, if cols >= 2048 { 256 } else { 64 });
     let (is_layer, eps) = match op.kind {
         NormKind::Layer { eps } => (true, eps),
         NormKind::Rms { eps } => (false, eps),
@@ -45,5 +45,5 @@ fn launch(op: &Operands, c: &mut Compiler<'_>) -> Result<()> {
     k.param("rows", rows);
     k.param("cols", cols);
     k.param("eps", eps);
-    c.dispatch(k, rows)
+    c.dispatch(k, groups)
 }

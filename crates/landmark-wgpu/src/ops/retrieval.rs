@@ -4,37 +4,42 @@
 //! the results. Of many queries each retrieves by a workgroup of its own, since each chose its own blocks; what they see
 //! of the chunk is a product of matrices, in tiles of queries and keys, which then joins both. Matrix units do that, and
 //! the retrieved blocks as well, where a device has them (`retrieval_units.rs`). What no path serves (the context-miss
-//! token, long blocks) goes to a workgroup a query that does everything.
+//! token, long blocks) goes to a workgroup a query that does everything. Software has a way of its own (`retrieval_alone.rs`).
 
 use super::SOFTMAX;
 use super::landmark_attention::divide;
 use super::memory::{FEW, describe};
-use super::retrieval_units;
 use super::rope::head_alignment;
+use super::{retrieval_alone, retrieval_units};
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, alignment};
-use landmark_core::ops::{Origin, RetrievalAttention};
+use landmark_core::ops::{MemoryShape, Origin, RetrievalAttention, RopeStyle};
 use landmark_core::{Result, Tensor};
 
 /// Longest block of the tiles of `chunk_attention.wgsl`, and the queries of one.
 const TILE: (usize, usize) = (64, 32);
 /// Bytes of the records of one launch, at most: where they are more, some rows of the chunk come after the others.
-const MOST_RECORDS: u64 = 64 << 20;
+pub(super) const MOST_RECORDS: u64 = 64 << 20;
 /// Scores that a workgroup of `block_results.wgsl` keeps, at most.
 const MOST_SCORES: usize = 1024;
 
 /// The table of angles of the offsets inside a block and of the places of blocks, filled by the first op of a program
 /// that wants it.
-fn angles(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<Resource> {
-    let (head_dim, block) = (op.memory.head_dim, op.memory.block);
-    let rows = block + op.memory.top_k + 2;
-    let name = format!("angles of {}, {rows} with blocks of {block}", op.frequencies.index());
+pub(super) fn angles(
+    memory: &MemoryShape,
+    style: RopeStyle,
+    frequencies: Tensor,
+    c: &mut Compiler<'_>,
+) -> Result<Resource> {
+    let (head_dim, block) = (memory.head_dim, memory.block);
+    let rows = block + memory.top_k + 2;
+    let name = format!("angles of {}, {rows} with blocks of {block}", frequencies.index());
     let (table, is_new) = c.table(name, (32 * rows * head_dim.div_ceil(8)) as u64);
     if is_new {
         let mut k = Kernel::new("angles", include_str!("../shaders/angles.wgsl"));
         k.constant("WORKGROUP", 64);
-        k.rotary(op.style, head_dim);
-        c.uniform(&mut k, "frequencies", op.frequencies)?;
+        k.rotary(style, head_dim);
+        c.uniform(&mut k, "frequencies", frequencies)?;
         k.raw("angles", "vec4<f32>", Entry::Write, table.clone());
         k.param("rows", rows);
         k.param("block", block);
@@ -44,10 +49,14 @@ fn angles(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<Resource> {
 }
 
 pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<()> {
-    let table = angles(op, c)?;
+    let table = angles(&op.memory, op.style, op.frequencies, c)?;
     let (head_dim, rows, block) = (op.heads.head_dim, op.heads.queries, op.memory.block);
     for (keys, values) in c.rings(op.keys, op.values)? {
         let rings = [&keys, &values];
+        if !op.miss && c.works_alone() {
+            retrieval_alone::attend(op, c, &table, rings)?;
+            continue;
+        }
         if !op.miss && rows <= FEW && block <= MOST_SCORES && head_dim <= 256 {
             split(op, c, table.clone(), rings)?;
             continue;
@@ -70,7 +79,7 @@ pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>)
 }
 
 /// Binds queries, and keys of the chunk, in units.
-fn projections(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel) -> Result<()> {
+pub(super) fn projections(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel) -> Result<()> {
     k.rotary(op.style, op.heads.head_dim);
     for (name, cols) in [("q", op.q), ("k", op.k)] {
         let alignment = head_alignment(op.style, op.heads.head_dim, &[cols.start, c.cols(cols.tensor)]);
@@ -80,7 +89,12 @@ fn projections(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel) -> Res
     Ok(())
 }
 
-fn read_keys(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel, ring: &Part) -> Result<()> {
+pub(super) fn read_keys(
+    op: &RetrievalAttention,
+    c: &Compiler<'_>,
+    k: &mut Kernel,
+    ring: &Part,
+) -> Result<()> {
     let alignment = head_alignment(op.style, op.heads.head_dim, &[]);
     c.ring(k, "keys", op.keys, alignment, Entry::Read, ring)?;
     k.pairs("keys");

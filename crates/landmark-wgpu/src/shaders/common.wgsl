@@ -49,6 +49,19 @@ fn unpack_q4(word: u32) -> vec4<f32> {
     return vec4<f32>(vec4<u32>(word, word >> 4u, word >> 8u, word >> 12u) & vec4<u32>(15u)) - 8.0;
 }
 
+// Codes of 8 bits in the highest bits of a word: multiplied there, since software shifts numbers one by one.
+fn high_q8(word: u32) -> vec4<f32> {
+    let high = vec4<u32>(word) * vec4<u32>(0x1000000u, 0x10000u, 0x100u, 1u);
+    return vec4<f32>(bitcast<vec4<i32>>(high & vec4<u32>(0xff000000u)));
+}
+
+// The same of the four lower or upper codes of 4 bits in a word.
+fn high_q4(word: u32, half: u32) -> vec4<f32> {
+    let low = select(word, word >> 16u, half == 1u) ^ 0x8888u;
+    let high = vec4<u32>(low) * vec4<u32>(0x10000000u, 0x1000000u, 0x100000u, 0x10000u);
+    return vec4<f32>(bitcast<vec4<i32>>(high & vec4<u32>(0xf0000000u)));
+}
+
 // Sine and cosine of any angle up to some 100,000, to a few units in the last place: what WGSL promises of its own
 // ends at pi. The angle is reduced by multiples of pi/2 in three parts short enough for exact products.
 fn sin_cos(angle: f32) -> vec2<f32> {

@@ -1,20 +1,4 @@
-// sum = x + delta; out = norm(sum), LayerNorm or RMSNorm; without delta, Norm alone. A workgroup a row.
-
-var<workgroup> partial: array<f32, WORKGROUP>;
-
-fn workgroup_sum(value: f32, thread: u32) -> f32 {
-    partial[thread] = value;
-    workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        if (thread < half) {
-            partial[thread] += partial[thread + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
+// sum = x + delta; out = norm(sum), LayerNorm or RMSNorm; without delta, Norm alone. LANES threads a row.
 
 fn row_quad(e: u32, valid: u32) -> vec4<f32> {
     return x_quad(e, valid) + delta_quad(e, valid);
@@ -25,13 +9,7 @@ fn mask(valid: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(valid));
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let row = group_index(group, groups);
+fn work(row: u32, lane: u32) {
     if (row >= params.rows) {
         return;
     }
@@ -39,19 +17,19 @@ fn main(
     var mean = 0.0;
     if (LAYER) {
         var total = 0.0;
-        for (var col = 4u * thread; col < params.cols; col += 4u * WORKGROUP) {
+        for (var col = 4u * lane; col < params.cols; col += 4u * LANES) {
             total += sum4(row_quad(start + col, valid_of(col, params.cols)));
         }
-        mean = workgroup_sum(total, thread) / f32(params.cols);
+        mean = combine(total, lane, true) / f32(params.cols);
     }
     var squares = 0.0;
-    for (var col = 4u * thread; col < params.cols; col += 4u * WORKGROUP) {
+    for (var col = 4u * lane; col < params.cols; col += 4u * LANES) {
         let valid = valid_of(col, params.cols);
         let d = (row_quad(start + col, valid) - mean) * mask(valid);
         squares += dot(d, d);
     }
-    let scale = 1.0 / sqrt(workgroup_sum(squares, thread) / f32(params.cols) + params.eps);
-    for (var col = 4u * thread; col < params.cols; col += 4u * WORKGROUP) {
+    let scale = 1.0 / sqrt(combine(squares, lane, true) / f32(params.cols) + params.eps);
+    for (var col = 4u * lane; col < params.cols; col += 4u * LANES) {
         let valid = valid_of(col, params.cols);
         let v = row_quad(start + col, valid);
         sum_put(start + col, v, valid);

@@ -7,12 +7,13 @@ use landmark_core::{Program, Tensor};
 use landmark_wgpu::{Options, Wgpu};
 use std::sync::OnceLock;
 
-/// The first adapter, with all that it offers and on default limits.
-pub(crate) fn devices() -> &'static [Wgpu; 2] {
-    static DEVICES: OnceLock<[Wgpu; 2]> = OnceLock::new();
+/// The first adapter, with all that it offers and on default limits; and on those with kernels whose threads work alone,
+/// which it would otherwise use in software only.
+pub(crate) fn devices() -> &'static [Wgpu; 3] {
+    static DEVICES: OnceLock<[Wgpu; 3]> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        [false, true].map(|baseline| {
-            let options = Options { baseline, ..Options::default() };
+        [(false, false), (true, false), (true, true)].map(|(baseline, alone)| {
+            let options = Options { baseline, threads_alone: Some(alone), ..Options::default() };
             pollster::block_on(Wgpu::open(&options))
                 .expect("an adapter; apt install mesa-vulkan-drivers gives one")
         })
@@ -24,7 +25,7 @@ pub(crate) fn tolerance(_: &str) -> f64 {
     64.0 * f64::from(f32::EPSILON)
 }
 
-/// Compares every op of a program with the oracle, on both devices.
+/// Compares every op of a program with the oracle, on all devices.
 pub(crate) fn compare_on_all(program: &Program, inputs: &[(Tensor, Vec<u8>)]) {
     for device in devices() {
         let divergence = pollster::block_on(compare(program, device, inputs, tolerance))
