@@ -5,7 +5,8 @@
 // p < PER. Loads go out before the first sum; eight or more rows are in flight on a multiprocessor.
 //
 // In the backward pass a block takes many rows, so that each thread sums the gradients of its columns' parameters in
-// registers; the sums of all blocks are added in a second launch (`total` of sum_rows.cu), in a fixed order.
+// registers; the sums of all blocks are added in a second launch (`total` of sum_rows.cu), in a fixed order. What a row needs
+// is loaded while the row before it is summed, if registers allow it, or memory would idle at every sum.
 //
 // COLS, ROW_THREADS, WIDE: extents. RMS: which norm. BIAS. X_T: the row normalised (and the sum of AddNorm), D_T: what AddNorm
 // adds, O_T: results and their gradients, W_T: parameters, R_T: the gradient written, ADD: += instead of =.
@@ -15,6 +16,9 @@
 constexpr int THREADS = ROW_THREADS;
 constexpr int PER = (COLS + THREADS * WIDE - 1) / (THREADS * WIDE);
 constexpr bool EXACT = COLS == PER * THREADS * WIDE;
+
+// Whether the backward pass has registers for a row more.
+constexpr bool AHEAD = PER * WIDE <= 8;
 
 __device__ __forceinline__ int column(int p) { return (p * THREADS + threadIdx.x) * WIDE; }
 __device__ __forceinline__ bool inside(int p) { return EXACT || column(p) < COLS; }
@@ -114,12 +118,24 @@ norm_backward(const storage<X_T> *x, const storage<W_T> *weight, const storage<O
     for (int p = 0; p < PER; p++)
 #pragma unroll
         for (int i = 0; i < WIDE; i++) dw[p][i] = db[p][i] = 0.0f;
+    float next_row[PER][WIDE], next_g[PER][WIDE], next_there[PER][WIDE];
+    auto fetch = [&](int r) {
+        if (r >= rows) return;
+        const i64 at = (i64)r * COLS;
+        take<X_T>(next_row, x + at);
+        take<O_T>(next_g, dout + at);
+        if (ADD && dx) take<R_T>(next_there, dx + at);
+    };
+    if (AHEAD) fetch(blockIdx.x);
     for (int r = blockIdx.x, turn = 0; r < rows; r += gridDim.x, turn ^= 1) {
         const i64 at = (i64)r * COLS;
         float row[PER][WIDE], g[PER][WIDE], there[PER][WIDE];
-        take<X_T>(row, x + at);
-        take<O_T>(g, dout + at);
-        if (ADD && dx) take<R_T>(there, dx + at);
+        if (!AHEAD) fetch(r);
+#pragma unroll
+        for (int p = 0; p < PER; p++)
+#pragma unroll
+            for (int i = 0; i < WIDE; i++) row[p][i] = next_row[p][i], g[p][i] = next_g[p][i], there[p][i] = next_there[p][i];
+        if (AHEAD) fetch(r + gridDim.x);
         const Statistics s = statistics(row, eps);
         // x̂, and g = dout · weight.
         float g_sum = 0.0f, gx_sum = 0.0f;
