@@ -2,12 +2,13 @@
 //!
 //! Serves sixteen-bit tensors, regular blocks of 8 positions or more or none, and heads of up to 128 or of 256 columns. What it
 //! does not serve (other landmarks, a context-miss token, dropout, f32) is left to the other kernels of the op.
-//! A [`Fused`] is independent of recorded programs: `fused_landmark_attention` launches it, too.
+//! A [`Fused`] is independent of recorded programs: `fused_landmark_attention` launches it, too. A long chunk's attention to the
+//! landmark memory ends with the same kernel ([`Fused::launch_with_slots`]): see `retrieval_prefill`.
 
 use crate::compile::{Defines, Variant};
 use crate::driver::{Arg, TensorMap, TensorMapShape};
 use crate::plan::{Compiler, args};
-use landmark_core::ops::{Blocks, Heads, LandmarkAttention};
+use landmark_core::ops::{Blocks, Heads, LandmarkAttention, MemoryShape};
 use landmark_core::tensor::Cols;
 use landmark_core::{DType, Result};
 
@@ -59,6 +60,23 @@ pub(crate) struct Fused {
     pub(crate) lse: u64,
 }
 
+/// What a chunk that is read into a landmark memory has besides: addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slots {
+    /// `(B, span, Hkv, D)`: keys and values of the first tile, where a block is unfinished.
+    pub(super) first: [HeadsAt; 2],
+    /// `(B, H, T, k)` u32.
+    pub(super) chosen: u64,
+    /// `(B, H, T, k, D)`, as fragments.
+    pub(super) parts: u64,
+    /// `(B, H, T, k)` f32.
+    pub(super) marks: u64,
+    /// `(B, H, T, k)` f32.
+    pub(super) shares: u64,
+    /// Blocks that the memory holds.
+    pub(super) blocks: usize,
+}
+
 /// Everything that a launch needs besides the function.
 pub(crate) struct FusedLaunch {
     pub(crate) grid: [u32; 3],
@@ -92,6 +110,18 @@ fn tile(block: usize, head_dim: usize) -> Option<usize> {
 fn defines(block: usize, head_dim: usize, tile: usize, dtype: DType) -> Defines {
     let sizes = Defines::new().set("BLOCK", block).set("HEAD_DIM", head_dim).set("TILE", tile);
     sizes.flag("HALF_F16", dtype == DType::F16)
+}
+
+/// What the kernel of a chunk is compiled for besides; `None`: not served.
+pub(super) fn slot_defines(
+    dtype: DType,
+    m: &MemoryShape,
+    choice: bool,
+    shares: bool,
+) -> Option<(&'static str, &'static str, Defines)> {
+    let t = tile(m.block, m.head_dim).filter(|_| m.block > 0)?;
+    let defines = defines(m.block, m.head_dim, t, dtype).set("MEMORY", 1).set("TOPK", m.top_k);
+    Some((FILE, "attend_chunk", defines.flag("CHOICE", choice).flag("SHARES", shares)))
 }
 
 pub(super) fn variants() -> Vec<Variant> {
@@ -143,43 +173,103 @@ impl Fused {
         })
     }
 
-    /// What to launch on a device of so many multiprocessors.
-    pub(crate) fn launch(&self, multiprocessors: u32) -> Result<FusedLaunch> {
-        let Heads { batch, queries, keys, heads, kv_heads, head_dim } = self.heads;
-        let tile = tile(self.block, head_dim).unwrap_or(PANEL);
+    /// Positions that a tile of keys advances: its whole blocks.
+    pub(super) fn span(&self) -> usize {
+        let tile = self.tile();
+        if self.block == 0 { tile } else { tile / self.block * self.block }
+    }
+
+    fn tile(&self) -> usize {
+        tile(self.block, self.heads.head_dim).unwrap_or(PANEL)
+    }
+
+    /// Maps of queries, keys, values.
+    fn inputs(&self) -> Result<Vec<Arg>> {
+        let Heads { queries, keys, heads, kv_heads, .. } = self.heads;
+        let tile = self.tile() as u32;
+        Ok(args![
+            self.map(self.q, queries, heads, ROWS as u32)?,
+            self.map(self.k, keys, kv_heads, tile)?,
+            self.map(self.v, keys, kv_heads, tile)?,
+        ])
+    }
+
+    fn output(&self) -> Result<TensorMap> {
+        self.map(self.out, self.heads.queries, self.heads.heads, GROUP_ROWS)
+    }
+
+    fn heads_at_once(&self) -> usize {
+        let Heads { batch, keys, heads, kv_heads, head_dim, .. } = self.heads;
+        let group = heads / kv_heads;
+        (CACHED_BYTES * group / (keys * head_dim * 2 * self.dtype.size())).clamp(1, batch * heads)
+    }
+
+    fn with(&self, args: Vec<Arg>, multiprocessors: u32) -> FusedLaunch {
+        let Heads { batch, queries, heads, head_dim, .. } = self.heads;
         let panels = head_dim.div_ceil(PANEL);
-        let (tile_bytes, query_bytes) = (panels * tile * 2 * PANEL, panels * ROWS * 2 * PANEL);
+        let (tile_bytes, query_bytes) = (panels * self.tile() * 2 * PANEL, panels * ROWS * 2 * PANEL);
         let mut shared = query_bytes + 2 * STAGES * tile_bytes + BARRIER_BYTES;
         if shared + query_bytes + 1024 <= SHARED_BYTES {
             shared += query_bytes;
         }
         let items = batch * heads * queries.div_ceil(ROWS);
-        let group = heads / kv_heads;
-        let heads_at_once =
-            (CACHED_BYTES * group / (keys * head_dim * 2 * self.dtype.size())).clamp(1, batch * heads);
-        let args = args![
-            self.map(self.q, queries, heads, ROWS as u32)?,
-            self.map(self.k, keys, kv_heads, tile as u32)?,
-            self.map(self.v, keys, kv_heads, tile as u32)?,
-            self.map(self.out, queries, heads, GROUP_ROWS)?,
+        let grid = [multiprocessors.min(items as u32), 1, 1];
+        FusedLaunch { grid, threads: THREADS, shared: shared as u32, args }
+    }
+
+    /// What to launch on a device of so many multiprocessors.
+    pub(crate) fn launch(&self, multiprocessors: u32) -> Result<FusedLaunch> {
+        let Heads { batch, queries, keys, heads, kv_heads, .. } = self.heads;
+        let mut args = self.inputs()?;
+        args.extend(args![
+            self.output()?,
             self.phases,
             self.ticket,
             self.lse,
             batch as i32,
             heads as i32,
-            group as i32,
+            (heads / kv_heads) as i32,
             queries as i32,
             keys as i32,
-            heads_at_once as i32,
+            self.heads_at_once() as i32,
             self.scale * std::f32::consts::LOG2_E,
-        ];
-        Ok(FusedLaunch {
-            grid: [multiprocessors.min(items as u32), 1, 1],
-            threads: THREADS,
-            shared: shared as u32,
-            args,
-        })
+        ]);
+        Ok(self.with(args, multiprocessors))
     }
+
+    /// The same for a chunk whose rows join what their slots brought; phases are the memory's lengths, and no log of the sum
+    /// is left.
+    pub(super) fn launch_with_slots(&self, slots: &Slots, multiprocessors: u32) -> Result<FusedLaunch> {
+        let Heads { batch, queries, heads, kv_heads, .. } = self.heads;
+        let mut args = self.inputs()?;
+        // What lies behind a tile's blocks arrives as zeros.
+        for first in slots.first {
+            args.extend(args![self.map(first, self.span(), kv_heads, self.tile() as u32)?]);
+        }
+        args.extend(args![
+            self.output()?,
+            self.phases,
+            self.ticket,
+            slots.chosen,
+            slots.parts,
+            slots.marks,
+            slots.shares,
+            slots.blocks as i32,
+            batch as i32,
+            heads as i32,
+            (heads / kv_heads) as i32,
+            queries as i32,
+            self.heads_at_once() as i32,
+            self.scale * std::f32::consts::LOG2_E,
+        ]);
+        Ok(self.with(args, multiprocessors))
+    }
+}
+
+/// Columns of a tensor as heads of `head_dim`, `rows` for each row of the batch.
+pub(super) fn side(cols: Cols, rows: usize, head_dim: usize, c: &Compiler<'_>) -> HeadsAt {
+    let row = c.cols(cols.tensor);
+    HeadsAt { address: c.cols_pointer(cols), batch: rows * row, row, head: head_dim }
 }
 
 /// Launches `op` if this kernel serves it.
@@ -196,19 +286,15 @@ pub(super) fn try_launch(op: &LandmarkAttention, c: &mut Compiler<'_>) -> Result
         return Ok(false);
     }
     let h = op.heads;
-    let side = |cols: Cols, rows: usize, c: &Compiler<'_>| {
-        let row = c.cols(cols.tensor);
-        HeadsAt { address: c.cols_pointer(cols), batch: rows * row, row, head: h.head_dim }
-    };
     let fused = Fused {
         heads: h,
         block,
         dtype: dtypes[0],
         scale: 1.0 / (h.head_dim as f32).sqrt(),
-        q: side(op.q, h.queries, c),
-        k: side(op.k, h.keys, c),
-        v: side(op.v, h.keys, c),
-        out: side(Cols::all(op.out, h.heads * h.head_dim), h.queries, c),
+        q: side(op.q, h.queries, h.head_dim, c),
+        k: side(op.k, h.keys, h.head_dim, c),
+        v: side(op.v, h.keys, h.head_dim, c),
+        out: side(Cols::all(op.out, h.heads * h.head_dim), h.queries, h.head_dim, c),
         phases,
         ticket: c.ticket(),
         lse: c.pointer(op.lse),
