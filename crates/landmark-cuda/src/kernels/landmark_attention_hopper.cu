@@ -326,42 +326,36 @@ __device__ __forceinline__ void join_slots(Rows &rows, const Item &item, const S
     i64 slots[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) slots[r] = slots_of(item, shape, min(row + 8 * r, shape.queries - 1));
-    auto is_there = [&](i64 slot) { return memory.chosen[slot] != NO_BLOCK; };
-    auto mark_of = [&](i64 slot) { return is_there(slot) ? memory.marks[slot] : 0.0f; };
-    if (retrieved > 0) {
-        float shrink[2];
+    // Read whether it is there or not, so that all reads are under way together.
+    auto mark_of = [&](i64 slot) {
+        const float mark = memory.marks[slot];
+        return memory.chosen[slot] != NO_BLOCK ? mark : 0.0f;
+    };
+#pragma unroll 2
+    for (int i = 0; i < retrieved; ++i)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float top = rows.reference[r];
-            for (int i = 0; i < retrieved; ++i) top = fmaxf(top, mark_of(slots[r] + i));
-            shrink[r] = exp2_fast(rows.reference[r] - top);
-            rows.reference[r] = top;
-            rows.sum[r] *= shrink[r];
-        }
+            const i64 slot = slots[r] + i;
+            const uint4 *part = reinterpret_cast<const uint4 *>(memory.parts + slot * HEAD_DIM + rows.lane * (HEAD_DIM / 4));
+            uint4 x[HEAD_DIM / 32];
 #pragma unroll
-        for (int i = 0; i < HEAD_DIM / 2; ++i) rows.out[i] *= shrink[i / 2 % 2];
-#pragma unroll 1
-        for (int i = 0; i < retrieved; ++i)
+            for (int n = 0; n < HEAD_DIM / 32; ++n) x[n] = part[n];
+            const bool any = memory.chosen[slot] != NO_BLOCK;
+            const float mark = mark_of(slot), top = fmaxf(rows.reference[r], mark);
+            const float old = exp2_fast(rows.reference[r] - top), share = exp2_fast(mark - top);
+            rows.reference[r] = top, rows.sum[r] = rows.sum[r] * old + share;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const i64 slot = slots[r] + i;
-                const float share = exp2_fast(mark_of(slot) - rows.reference[r]);
-                rows.sum[r] += share;
-                const uint4 *part = reinterpret_cast<const uint4 *>(memory.parts + slot * HEAD_DIM + rows.lane * (HEAD_DIM / 4));
-                const bool any = is_there(slot);
+            for (int n = 0; n < HEAD_DIM / 32; ++n) {
+                const u32 w[4] = {x[n].x, x[n].y, x[n].z, x[n].w};
 #pragma unroll
-                for (int n = 0; n < HEAD_DIM / 32; ++n) {
-                    const uint4 x = any ? part[n] : make_uint4(0, 0, 0, 0);
-                    const u32 w[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) {
-                        float *o = rows.out + 4 * (4 * n + c) + 2 * r;
-                        o[0] += share * low<TYPE>(w[c]);
-                        o[1] += share * high<TYPE>(w[c]);
-                    }
+                for (int c = 0; c < 4; ++c) {
+                    float *o = rows.out + 4 * (4 * n + c) + 2 * r;
+                    const u32 pair = any ? w[c] : 0;
+                    o[0] = o[0] * old + share * low<TYPE>(pair);
+                    o[1] = o[1] * old + share * high<TYPE>(pair);
                 }
             }
-    }
+        }
     if (SHARES && rows.lane == 0)
         for (int r = 0; r < 2; ++r)
             for (int i = 0; i < TOPK && row + 8 * r < shape.queries; ++i)

@@ -328,9 +328,12 @@ attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values,
                 copy_async(place + n * ROWS_AT_ONCE * stride, from + n * ROWS_AT_ONCE * HEAD_DIM, true);
         commit_copies();
     };
-    // The landmark has no value, and rows behind it are read with weight 0.
-    for (int c = thread; c < (ROWS - BLOCK + 1) * CHUNKS; c += TEAM)
-        *reinterpret_cast<uint4 *>(v + (BLOCK - 1 + c / CHUNKS) * V_STRIDE + c % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
+    // What no page brings: rows behind a block, and the landmark's value, which are read with weight 0.
+    for (int c = thread; c < (ROWS - BLOCK + 1) * CHUNKS; c += TEAM) {
+        const int row = BLOCK - 1 + c / CHUNKS, at = c % CHUNKS * 16;
+        *reinterpret_cast<uint4 *>(v + row * V_STRIDE + at) = make_uint4(0, 0, 0, 0);
+        if (row >= BLOCK) *reinterpret_cast<uint4 *>(k + row * K_STRIDE + at) = make_uint4(0, 0, 0, 0);
+    }
     // Which entries a warp has of a piece's 16 from `from` on: those of rows g and g + 8.
     auto entries_of = [&](const uint4 &tile, int from, u32 (&entry)[2]) {
 #pragma unroll

@@ -286,9 +286,7 @@ pub(super) fn variants() -> Vec<Variant> {
         (DType::F32, &small, RopeStyle::Pairs, true),
     ] {
         let f = Features { style, choice: m.top_k > 0, miss, cutoff: miss, shares: m.top_k > 0 };
-        all.extend(
-            [false, true].map(|wide| Variant::new("append_kv.cu", append_defines(x, x, m, wide))),
-        );
+        all.extend([false, true].map(|wide| Variant::new("append_kv.cu", append_defines(x, x, m, wide))));
         all.push(Variant::new("landmark_scores.cu", score_defines(x, m, style)));
         all.push(Variant::new("retrieval_attention.cu", attend_defines(x, x, m, &f)));
     }
