@@ -352,12 +352,6 @@ attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values,
         wait_copies<0>();
         meet(); // the keys are there, and nobody reads the values before them any more
         copy_rows(v, V_STRIDE, values + page_of(tile), BLOCK - 1);
-        // What comes next comes nearer meanwhile.
-        if (thread == 0 && i + step < count) {
-            const uint4 next = tile_at(i + step);
-            prefetch_bulk(keys + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
-            prefetch_bulk(values + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
-        }
         turn_block(k, angles, thread);
 #pragma unroll 1
         for (int from = from_here; from - from_here < int(tile.z); from += 2 * 16) {
