@@ -352,6 +352,12 @@ attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values,
         wait_copies<0>();
         meet(); // the keys are there, and nobody reads the values before them any more
         copy_rows(v, V_STRIDE, values + page_of(tile), BLOCK - 1);
+        // What comes next comes nearer meanwhile.
+        if (thread == 0 && i + step < count) {
+            const uint4 next = tile_at(i + step);
+            prefetch_bulk(keys + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
+            prefetch_bulk(values + page_of(next), BLOCK * HEAD_DIM * sizeof(Bits));
+        }
         turn_block(k, angles, thread);
 #pragma unroll 1
         for (int from = from_here; from - from_here < int(tile.z); from += 2 * 16) {
@@ -369,30 +375,30 @@ attend_blocks(const Bits *q, int q_stride, const Bits *keys, const Bits *values,
             meet(); // the values are there, and in the end nobody reads the keys any more
             const uint4 next = tile_at(i + step);
             if (last && i + step < count) copy_rows(k, K_STRIDE, keys + page_of(next), BLOCK);
-            if (some) {
-                const int seen[2] = {BLOCK - 1, BLOCK - 1};
-                float top[2], sum[2], mark[2], o[HEAD_DIM / 8][4] = {};
-                weigh_tile(p, seen, t, top, sum, mark);
-                const float scale[2] = {1.0f / sum[0], 1.0f / sum[1]};
-                add_values(o, p, scale, v);
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    if (from + g + r * 8 >= int(tile.z)) continue;
-                    const i64 to = (i64)at * queries * TOPK + entry[r];
-                    if (t == 0) marks[to] = mark[r];
-                    uint4 *part = reinterpret_cast<uint4 *>(parts + to * HEAD_DIM + t * (HEAD_DIM / 4));
-#pragma unroll
-                    for (int n = 0; n < HEAD_DIM / 32; n++)
-                        part[n] = make_uint4(pack<X_T>(o[4 * n][2 * r], o[4 * n][2 * r + 1]),
-                                             pack<X_T>(o[4 * n + 1][2 * r], o[4 * n + 1][2 * r + 1]),
-                                             pack<X_T>(o[4 * n + 2][2 * r], o[4 * n + 2][2 * r + 1]),
-                                             pack<X_T>(o[4 * n + 3][2 * r], o[4 * n + 3][2 * r + 1]));
-                }
-            }
+            const u32 written[2] = {entry[0], entry[1]};
             if (last)
                 entries_of(next, from_here, entry);
             else
                 entries_of(tile, from + 2 * 16, entry);
+            if (!some) continue;
+            const int seen[2] = {BLOCK - 1, BLOCK - 1};
+            float top[2], sum[2], mark[2], o[HEAD_DIM / 8][4] = {};
+            weigh_tile(p, seen, t, top, sum, mark);
+            const float scale[2] = {1.0f / sum[0], 1.0f / sum[1]};
+            add_values(o, p, scale, v);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (from + g + r * 8 >= int(tile.z)) continue;
+                const i64 to = (i64)at * queries * TOPK + written[r];
+                if (t == 0) marks[to] = mark[r];
+                uint4 *part = reinterpret_cast<uint4 *>(parts + to * HEAD_DIM + t * (HEAD_DIM / 4));
+#pragma unroll
+                for (int n = 0; n < HEAD_DIM / 32; n++)
+                    part[n] = make_uint4(pack<X_T>(o[4 * n][2 * r], o[4 * n][2 * r + 1]),
+                                         pack<X_T>(o[4 * n + 1][2 * r], o[4 * n + 1][2 * r + 1]),
+                                         pack<X_T>(o[4 * n + 2][2 * r], o[4 * n + 2][2 * r + 1]),
+                                         pack<X_T>(o[4 * n + 3][2 * r], o[4 * n + 3][2 * r + 1]));
+            }
         }
         tile = tile_at(i + step);
     }

@@ -24,8 +24,6 @@ const MOST_TOP_K: usize = 8;
 const TURNED_EACH: usize = 4;
 /// Blocks of threads of `attend_blocks` for each multiprocessor, on which one is resident.
 const BLOCKS_EACH: usize = 4;
-/// Teams of such a block, at most: more leave a thread too few registers.
-const MOST_TEAMS: usize = 5;
 /// Blocks of threads that `prepare` has besides one for each list.
 const PREPARING: usize = 64;
 
@@ -39,9 +37,11 @@ fn tile_bytes(m: &MemoryShape) -> usize {
     m.block.next_multiple_of(16) * (key_stride(m) + m.head_dim * 2 + 16)
 }
 
-/// Teams of a block of `attend_blocks`, each with a tile, that fit in so much shared memory.
-fn teams(m: &MemoryShape, shared: usize) -> usize {
-    (shared / tile_bytes(m)).min(MOST_TEAMS)
+/// Teams of a block of `attend_blocks`, each with a tile, that fit in so much shared memory. Five and six leave a thread 168
+/// registers, which is too few for pairs, and where a query's steps do not come in pairs.
+fn teams(m: &MemoryShape, style: RopeStyle, shared: usize) -> usize {
+    let most = if style == RopeStyle::Halves && m.head_dim.is_multiple_of(64) { 6 } else { 4 };
+    (shared / tile_bytes(m)).min(most)
 }
 
 fn attend_defines(
@@ -187,7 +187,7 @@ fn launch_attention(op: &RetrievalAttention, x: DType, c: &mut Compiler<'_>) -> 
     let (m, h) = (op.memory, op.heads);
     let choice = op.chosen.is_some() && m.top_k > 0 && m.blocks > 0;
     let shares = op.shares.is_some() && m.top_k > 0;
-    let teams = teams(&m, c.shared_per_block());
+    let teams = teams(&m, op.style, c.shared_per_block());
     let defines = attend_defines(x, &m, op.style, choice, shares, teams);
     let hopper = on_hopper(op, x, c);
     let entries = if choice { h.batch * h.heads * h.queries * m.top_k } else { 0 };
@@ -344,7 +344,10 @@ pub(super) fn variants() -> Vec<Variant> {
     ] {
         all.push(Variant::new(CHOICE, score_defines(x, m, style)));
         for shared in [LEAST_SHARED, MOST_SHARED] {
-            all.push(Variant::new(ATTENTION, attend_defines(x, m, style, true, shares, teams(m, shared))));
+            all.push(Variant::new(
+                ATTENTION,
+                attend_defines(x, m, style, true, shares, teams(m, style, shared)),
+            ));
         }
         let chunk = slot_defines(x, m, true, shares);
         all.extend(chunk.map(|(file, _, defines)| Variant::for_hopper(file, defines)));
@@ -353,7 +356,14 @@ pub(super) fn variants() -> Vec<Variant> {
     all.extend(unchosen.map(|(file, _, defines)| Variant::for_hopper(file, defines)));
     all.push(Variant::new(
         ATTENTION,
-        attend_defines(DType::Bf16, &seven, RopeStyle::Halves, false, false, teams(&seven, LEAST_SHARED)),
+        attend_defines(
+            DType::Bf16,
+            &seven,
+            RopeStyle::Halves,
+            false,
+            false,
+            teams(&seven, RopeStyle::Halves, LEAST_SHARED),
+        ),
     ));
     all.push(Variant::new(
         CHOICE,
