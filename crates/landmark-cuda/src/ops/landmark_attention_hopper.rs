@@ -176,7 +176,7 @@ impl Fused {
     /// Positions that a tile of keys advances: its whole blocks.
     pub(super) fn span(&self) -> usize {
         let tile = self.tile();
-        if self.block == 0 { tile } else { tile / self.block * self.block }
+        tile.checked_div(self.block).map_or(tile, |blocks| blocks * self.block)
     }
 
     fn tile(&self) -> usize {
