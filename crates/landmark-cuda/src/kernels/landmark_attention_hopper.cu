@@ -20,11 +20,19 @@
 // keys and values stay in the L2 cache, in a group the longest rows of tiles first. (Dealing the list out beforehand left
 // multiprocessors idle for up to a third of the time.) Which block computes a row makes no difference to it.
 //
+// With -DMEMORY this is the last part of a chunk's attention to the landmark memory (retrieval_prefill.cu): keys and values are
+// those of the unfinished block, then the chunk's, and in the end every row weighs in what its slots brought. The unfinished
+// block is where it is phases that say how long it is; it lies in the memory, so the first tile, if it has any of it, is taken
+// from where `unfinished_tile` put it together.
+//
 // -DBLOCK=n, positions of a block, 8 or more; 0: plain causal attention. -DHEAD_DIM, a multiple of 16. -DTILE, keys of a
-// tile, a multiple of 16. -DHALF_F16=1. Rejected: the outer maximum known beforehand from the landmarks' keys (a pass of its own
-// for what the margin gets for nothing).
+// tile, a multiple of 16. -DHALF_F16=1. With -DMEMORY also -DTOPK, -DCHOICE, -DSHARES. Rejected: the outer maximum known
+// beforehand from the landmarks' keys (a pass of its own for what the margin gets for nothing).
 
 #include "hopper.cuh"
+#if MEMORY
+#include "element.cuh"
+#endif
 
 constexpr int ROWS = 128;       // queries of a thread block
 constexpr int GROUP_ROWS = 64;  // queries of a warp group
@@ -44,6 +52,13 @@ constexpr bool OWN_STAGING = 2 * QUERY_BYTES + 2 * STAGES * TILE_BYTES + BARRIER
 #endif
 constexpr float LOWEST = -1e30f;
 constexpr u32 EVERY = 0xffffffff;
+#if MEMORY
+constexpr int TYPE = HALF_F16 ? F16 : BF16;
+#else
+#define MEMORY 0
+#endif
+// A phase's positions are keys, too.
+constexpr bool PHASE_IS_SEEN = MEMORY;
 
 struct Shape {
     int batch, heads, heads_per_kv, queries, keys;
@@ -53,6 +68,16 @@ struct Shape {
 
 struct Item {
     int batch, head, row, phase, tiles;
+};
+
+// Where the launch gets and leaves what plain landmark attention does not have.
+struct Memory {
+    const u32 *lengths;  // (B)
+    const u32 *chosen;   // (B, H, T, k)
+    const u16 *parts;    // (B, H, T, k, HEAD_DIM), as fragments
+    const float *marks;  // (B, H, T, k)
+    float *shares;       // (B, H, T, k)
+    int blocks;
 };
 
 __device__ __forceinline__ int query_tiles_of(const Shape &shape) { return (shape.queries + ROWS - 1) / ROWS; }
@@ -185,7 +210,7 @@ template <bool MASKED> __device__ __forceinline__ void weigh(Rows &rows, int til
             float &score = rows.scores[i];
             if (MASKED) {
                 const int first = item.phase - tile * SPAN - 8 * (i / 4), last = rows.position[r] - tile * SPAN - 8 * (i / 4);
-                if (column < first || column > last) score = -infinity;
+                if ((!PHASE_IS_SEEN && column < first) || column > last) score = -infinity;
             }
             if (E::closes && (E::splits || E::landmark == 7 ? column == E::landmark : column >= E::landmark)) score = -infinity;
             if constexpr (E::splits) {
@@ -275,6 +300,70 @@ __device__ __forceinline__ void issue_values(Rows &rows, u32 values) {
     wgmma_commit();
 }
 
+#if MEMORY
+__device__ __forceinline__ int retrieved_of(const Memory &memory, int batch) {
+    return CHOICE ? state_of(memory.lengths[batch], BLOCK, memory.blocks, TOPK, 0).retrieved : 0;
+}
+
+__device__ __forceinline__ i64 slots_of(const Item &item, const Shape &shape, int row) {
+    return ((static_cast<i64>(item.batch) * shape.heads + item.head) * shape.queries + row) * TOPK;
+}
+#endif
+
+// Asks for what an item's rows will join in the end to come into the second-level cache.
+__device__ __forceinline__ void bring_slots(const Item &item, const Shape &shape, const Memory &memory) {
+#if MEMORY
+    if (retrieved_of(memory, item.batch) > 0)
+        prefetch_bulk(memory.parts + slots_of(item, shape, item.row) * HEAD_DIM,
+                      min(ROWS, shape.queries - item.row) * TOPK * HEAD_DIM * 2);
+#endif
+}
+
+// The slots of rows `row` and `row` + 8 join: each with its landmark's score. One without a block scores 0 and brings nothing.
+__device__ __forceinline__ void join_slots(Rows &rows, const Item &item, const Shape &shape, const Memory &memory, int row) {
+#if MEMORY
+    const int retrieved = retrieved_of(memory, item.batch);
+    i64 slots[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) slots[r] = slots_of(item, shape, min(row + 8 * r, shape.queries - 1));
+    // Read whether it is there or not, so that all reads are under way together.
+    auto mark_of = [&](i64 slot) {
+        const float mark = memory.marks[slot];
+        return memory.chosen[slot] != NO_BLOCK ? mark : 0.0f;
+    };
+#pragma unroll 2
+    for (int i = 0; i < retrieved; ++i)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const i64 slot = slots[r] + i;
+            const uint4 *part = reinterpret_cast<const uint4 *>(memory.parts + slot * HEAD_DIM + rows.lane * (HEAD_DIM / 4));
+            uint4 x[HEAD_DIM / 32];
+#pragma unroll
+            for (int n = 0; n < HEAD_DIM / 32; ++n) x[n] = part[n];
+            const bool any = memory.chosen[slot] != NO_BLOCK;
+            const float mark = mark_of(slot), top = fmaxf(rows.reference[r], mark);
+            const float old = exp2_fast(rows.reference[r] - top), share = exp2_fast(mark - top);
+            rows.reference[r] = top, rows.sum[r] = rows.sum[r] * old + share;
+#pragma unroll
+            for (int n = 0; n < HEAD_DIM / 32; ++n) {
+                const u32 w[4] = {x[n].x, x[n].y, x[n].z, x[n].w};
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    float *o = rows.out + 4 * (4 * n + c) + 2 * r;
+                    const u32 pair = any ? w[c] : 0;
+                    o[0] = o[0] * old + share * low<TYPE>(pair);
+                    o[1] = o[1] * old + share * high<TYPE>(pair);
+                }
+            }
+        }
+    if (SHARES && rows.lane == 0)
+        for (int r = 0; r < 2; ++r)
+            for (int i = 0; i < TOPK && row + 8 * r < shape.queries; ++i)
+                memory.shares[slots[r] + i] =
+                    i < retrieved ? exp2_fast(mark_of(slots[r] + i) - rows.reference[r]) / rows.sum[r] : 0.0f;
+#endif
+}
+
 // Addresses of everything in shared memory.
 struct Places {
     u32 queries, keys, values, staging, barriers;
@@ -307,8 +396,10 @@ __device__ __forceinline__ void load_tile(const TensorMap *map, u32 to, u32 barr
     for (int p = 0; p < PANELS; ++p) tma_load(to + p * TILE * 128, map, barrier, 64 * p, head, row, batch);
 }
 
-__device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, const TensorMap *v, const u32 *phases, u32 *ticket,
-                                        const Shape &shape, const Places &at) {
+// `first_k`, `first_v`: of tiles that begin before the first key of `k` and `v`; these themselves where nothing is before it.
+__device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, const TensorMap *v, const TensorMap *first_k,
+                                        const TensorMap *first_v, const u32 *phases, u32 *ticket, const Shape &shape,
+                                        const Memory &memory, const Places &at) {
     const int items = items_of(shape);
     u32 number = 0;
     int rank = blockIdx.x, round = 0;
@@ -318,14 +409,19 @@ __device__ __forceinline__ void produce(const TensorMap *q, const TensorMap *k, 
         auto load_keys = [&](u32 number, int row) {
             const Turn turn(number);
             mbarrier_wait(at.key_empty(turn.stage), turn.parity ^ 1);
-            load_tile(k, at.keys + turn.stage * TILE_BYTES, at.key_full(turn.stage), item.batch, kv_head, row);
+            const bool before = PHASE_IS_SEEN && row < 0;
+            load_tile(before ? first_k : k, at.keys + turn.stage * TILE_BYTES, at.key_full(turn.stage), item.batch, kv_head,
+                      before ? 0 : row);
         };
         auto load_values = [&](u32 number, int row) {
             const Turn turn(number);
             mbarrier_wait(at.value_empty(turn.stage), turn.parity ^ 1);
-            load_tile(v, at.values + turn.stage * TILE_BYTES, at.value_full(turn.stage), item.batch, kv_head, row);
+            const bool before = PHASE_IS_SEEN && row < 0;
+            load_tile(before ? first_v : v, at.values + turn.stage * TILE_BYTES, at.value_full(turn.stage), item.batch, kv_head,
+                      before ? 0 : row);
         };
         int row = (item.tiles - 1) * SPAN - item.phase;
+        bring_slots(item, shape, memory);
         load_keys(number, row);
         mbarrier_wait(at.query_empty(), (round & 1) ^ 1);
         at.write_rank(rank);
@@ -377,15 +473,16 @@ __device__ __forceinline__ void step(Rows &rows, int tile, int number, const Ite
 }
 
 // Divides by the sums and sends the rows off.
-__device__ __forceinline__ void finish(Rows &rows, const TensorMap *out, float *lse, const Item &item, const Shape &shape, u32 staging,
-                                       int group, bool leader) {
+__device__ __forceinline__ void finish(Rows &rows, const TensorMap *out, float *lse, const Item &item, const Shape &shape,
+                                       const Memory &memory, u32 staging, int group, bool leader) {
     const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const int first = item.row + group * GROUP_ROWS;
+    join_slots(rows, item, shape, memory, first + 16 * warp + lane / 4);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         if (!BLOCK) rows.sum[r] = quad_sum(rows.sum[r]);
         const int row = first + 16 * warp + 8 * r + lane / 4;
-        if (lane % 4 == 0 && row < shape.queries)
+        if (!MEMORY && lane % 4 == 0 && row < shape.queries)
             lse[(static_cast<u64>(item.batch) * shape.heads + item.head) * shape.queries + row] =
                 rows.sum[r] > 0 ? (rows.reference[r] + log2f(rows.sum[r])) * 0.6931471805599453f : -__int_as_float(0x7f800000);
         rows.shrink[r] = rows.sum[r] > 0 ? 1 / rows.sum[r] : 0;
@@ -411,7 +508,8 @@ __device__ __forceinline__ void finish(Rows &rows, const TensorMap *out, float *
     }
 }
 
-__device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases, float *lse, const Shape &shape, const Places &at) {
+__device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases, float *lse, const Shape &shape, const Memory &memory,
+                                        const Places &at) {
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     // One thread of the group sends results; one of each warp says what its warp has read.
     const bool leader = threadIdx.x % 128 == 0, speaker = lane == 0;
@@ -466,7 +564,7 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
             --tile, ++number;
         }
         for (; tile >= past && tile >= 0; --tile, ++number) step<true>(rows, tile, number, item, shape, at, queries, group, speaker);
-        const int plain = BLOCK && item.phase ? 1 : 0;
+        const int plain = BLOCK && item.phase && !PHASE_IS_SEEN ? 1 : 0;
         for (; tile >= plain; --tile, ++number) step<false>(rows, tile, number, item, shape, at, queries, group, speaker);
         if (tile == 0) {
             step<true>(rows, tile, number, item, shape, at, queries, group, speaker);
@@ -481,7 +579,7 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
         wgmma_wait<0>();
         hold(rows.out);
         if (speaker) mbarrier_arrive(at.value_empty(turn.stage));
-        finish(rows, out, lse, item, shape, staging, group, leader);
+        finish(rows, out, lse, item, shape, memory, staging, group, leader);
         if (!OWN_STAGING && speaker) {
             if (leader) tma_store_wait_read<0>();
             mbarrier_arrive(at.query_empty());
@@ -492,20 +590,18 @@ __device__ __forceinline__ void consume(const TensorMap *out, const u32 *phases,
     if (leader) tma_store_wait_read<0>();
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
-    forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-            const __grid_constant__ TensorMap out, const u32 *phases, u32 *ticket, float *lse, int batch, int heads, int heads_per_kv, int queries,
-            int keys, int heads_at_once, float scale_log2) {
-    const Shape shape = {batch, heads, heads_per_kv, queries, keys, heads_at_once, scale_log2};
-    extern __shared__ __align__(1024) unsigned char memory[];
+__device__ __forceinline__ void attend(const TensorMap *q, const TensorMap *k, const TensorMap *v, const TensorMap *first_k,
+                                       const TensorMap *first_v, const TensorMap *out, const u32 *phases, u32 *ticket, float *lse,
+                                       const Shape &shape, const Memory &memory) {
+    extern __shared__ __align__(1024) unsigned char shared[];
     Places at;
-    at.queries = shared_address(memory);
+    at.queries = shared_address(shared);
     at.keys = at.queries + QUERY_BYTES;
     at.values = at.keys + STAGES * TILE_BYTES;
     at.staging = OWN_STAGING ? at.values + STAGES * TILE_BYTES : at.queries;
     at.barriers = at.values + STAGES * TILE_BYTES + (OWN_STAGING ? QUERY_BYTES : 0);
     if (threadIdx.x == 0) {
-        tma_prefetch_map(&q), tma_prefetch_map(&k), tma_prefetch_map(&v), tma_prefetch_map(&out);
+        tma_prefetch_map(q), tma_prefetch_map(k), tma_prefetch_map(v), tma_prefetch_map(out);
         mbarrier_init(at.query_full(), 1);
         mbarrier_init(at.query_empty(), READERS);
         for (int s = 0; s < STAGES; ++s) {
@@ -520,9 +616,29 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     wait_for_launch_ahead();
     if (threadIdx.x < 128) {
         registers_shrink<40>();
-        if (threadIdx.x == 0) produce(&q, &k, &v, phases, ticket, shape, at);
+        if (threadIdx.x == 0) produce(q, k, v, first_k, first_v, phases, ticket, shape, memory, at);
     } else {
         registers_grow<232>();
-        consume(&out, phases, lse, shape, at);
+        consume(out, phases, lse, shape, memory, at);
     }
 }
+
+#if MEMORY
+// q, k: with positions; first_k, first_v (B, SPAN, Hkv, HEAD_DIM).
+extern "C" __global__ void __launch_bounds__(384, 1)
+    attend_chunk(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+                 const __grid_constant__ TensorMap first_k, const __grid_constant__ TensorMap first_v,
+                 const __grid_constant__ TensorMap out, const u32 *lengths, u32 *ticket, const u32 *chosen, const u16 *parts,
+                 const float *marks, float *shares, int blocks, int batch, int heads, int heads_per_kv, int queries, int heads_at_once,
+                 float scale_log2) {
+    attend(&q, &k, &v, &first_k, &first_v, &out, lengths, ticket, nullptr,
+           {batch, heads, heads_per_kv, queries, queries, heads_at_once, scale_log2}, {lengths, chosen, parts, marks, shares, blocks});
+}
+#else
+extern "C" __global__ void __launch_bounds__(384, 1)
+    forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+            const __grid_constant__ TensorMap out, const u32 *phases, u32 *ticket, float *lse, int batch, int heads, int heads_per_kv, int queries,
+            int keys, int heads_at_once, float scale_log2) {
+    attend(&q, &k, &v, &k, &v, &out, phases, ticket, lse, {batch, heads, heads_per_kv, queries, keys, heads_at_once, scale_log2}, {});
+}
+#endif

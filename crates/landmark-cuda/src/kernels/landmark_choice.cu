@@ -2,9 +2,14 @@
 // registers, no score stored (spec section 4; ops LandmarkScores and SelectBlocks, a choice for each token and head).
 //
 // `turn_landmarks` puts the positions on the landmarks first, in the order of time: one pass over what all queries of a
-// chunk read. `landmark_choice` then is a product of 64 queries with 64 landmarks at a time. Each thread keeps a sorted
-// list of its columns' best for its two rows; most scores fail the one comparison with the list's last. In the end
-// the four threads of a row merge their lists. Of equal scores the older block is better.
+// chunk read. All but the newest k landmarks have the same position, so a thread keeps its angles from one to the next.
+//
+// `landmark_choice` then is a product of 64 queries with 64 landmarks at a time. Each thread keeps a sorted
+// list of its columns' best for its two rows. Threads of a warp that insert at different times wait for each other, and
+// that was more than half of the time; so little as possible gets that far: a score must not only be above the last of
+// the thread's own list but reach what k scores of the row are known to reach (`bar_of`), and the best of a thread's eight is
+// taken out at a time, mostly once, instead of trying to insert all eight. In the end the four threads of a row merge their
+// lists. Of equal scores the older block is better.
 //
 // -D: X_T (bf16, f16), HEAD_DIM (a multiple of 32), BLOCK, TOPK, STYLE.
 #include "tiles.cuh"
@@ -14,6 +19,8 @@
 #define THREADS 128
 // Groups of 8 landmarks that are scored side by side.
 #define AT_ONCE 4
+// Landmarks that a block of threads turns at a time.
+#define TURNED_AT_ONCE (256 / TURN_UNITS)
 
 typedef storage<X_T> Bits;
 
@@ -22,26 +29,36 @@ turn_landmarks(const Bits *landmarks, const u32 *lengths, const float *frequenci
                int kv_heads) {
     wait_for_launch_ahead();
     let_launch_behind_begin();
-    const int b = blockIdx.y / kv_heads, slots = blocks + 1;
+    const int b = blockIdx.y / kv_heads, slots = blocks + 1, unit = threadIdx.x % TURN_UNITS;
     const State now = state_of(lengths[b], BLOCK, blocks, TOPK, 0);
-    const int at = blockIdx.x * 256 + threadIdx.x, j = at / (HEAD_DIM / 2), pair = at % (HEAD_DIM / 2);
-    if (j >= now.cached) return;
-    const int index = max(j + now.retrieved + 1 - now.cached, 0);
-    const Angle a = angle_of(float(index * BLOCK + BLOCK - 1) * frequencies[pair]);
-    const Bits *key = landmarks + ((i64)blockIdx.y * slots + (now.oldest + j) % slots) * HEAD_DIM;
-    Bits *to = turned + ((i64)blockIdx.y * blocks + j) * HEAD_DIM;
-    const int e = STYLE == 0 ? 2 * pair : pair, f = STYLE == 0 ? e + 1 : e + HEAD_DIM / 2;
-    const float x = to_f32<X_T>(key[e]), y = to_f32<X_T>(key[f]);
-    to[e] = from_f32<X_T>(x * a.cos - y * a.sin);
-    to[f] = from_f32<X_T>(y * a.cos + x * a.sin);
+    if (threadIdx.x >= TURNED_AT_ONCE * TURN_UNITS) return;
+    UnitAngles by;
+    int turned_to = -1;
+#pragma unroll 2
+    for (int j = blockIdx.x * TURNED_AT_ONCE + threadIdx.x / TURN_UNITS; j < now.cached; j += gridDim.x * TURNED_AT_ONCE) {
+        const int index = max(j + now.retrieved + 1 - now.cached, 0);
+        if (index != turned_to) {
+            turned_to = index;
+#pragma unroll
+            for (int i = 0; i < TURN_PAIRS; i += 2) {
+                const float *frequency = frequencies + unit * TURN_PAIRS + i;
+                const float position = index * BLOCK + BLOCK - 1;
+                const Angle a = angle_of(position * frequency[0]), c = angle_of(position * frequency[1]);
+                by.of[i / 2] = make_float4(a.cos, a.sin, c.cos, c.sin);
+            }
+        }
+        const Bits *key = landmarks + ((i64)blockIdx.y * slots + (now.oldest + j) % slots) * HEAD_DIM;
+        Bits *to = turned + ((i64)blockIdx.y * blocks + j) * HEAD_DIM;
+        turn_unit<X_T>(reinterpret_cast<unsigned char *>(to), reinterpret_cast<const unsigned char *>(key), unit, by);
+    }
 }
 
 // A sorted list of the best entries.
 struct Best {
     float score[TOPK];
     u32 number[TOPK];
+    // `s` is above the last one.
     __device__ __forceinline__ void insert(float s, u32 j) {
-        if (!(s > score[TOPK - 1])) return;
 #pragma unroll
         for (int i = 0; i < TOPK; i++) {
             const bool here = s > score[i];
@@ -52,6 +69,19 @@ struct Best {
         }
     }
 };
+
+// What at least k scores reach that the four threads of a row have in their lists: all of one list, half of each of two, a
+// quarter of each of four. A score below it is not among the row's best.
+__device__ __forceinline__ float bar_of(const Best &best) {
+    auto other = [](float x, int d) { return __shfl_xor_sync(0xffffffffu, x, d); };
+    float all = best.score[TOPK - 1], half = best.score[(TOPK + 1) / 2 - 1], quarter = best.score[(TOPK + 3) / 4 - 1];
+    half = fminf(half, other(half, 1));
+    quarter = fminf(quarter, other(quarter, 1));
+    all = fmaxf(all, other(all, 1));
+    all = fmaxf(all, half);
+    all = fmaxf(all, other(all, 2));
+    return fmaxf(all, fminf(quarter, other(quarter, 2)));
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 landmark_choice(const Bits *q, int q_stride, const Bits *turned, const u32 *lengths, const u32 *counts, u32 *chosen,
@@ -89,6 +119,7 @@ landmark_choice(const Bits *q, int q_stride, const Bits *turned, const u32 *leng
     for (int r = 0; r < 2; r++)
 #pragma unroll
         for (int i = 0; i < TOPK; i++) best[r].score[i] = MINUS_INFINITY, best[r].number[i] = NO_BLOCK;
+    float bar[2] = {MINUS_INFINITY, MINUS_INFINITY};
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
         wait_copies<0>();
@@ -108,22 +139,37 @@ landmark_choice(const Bits *q, int q_stride, const Bits *turned, const u32 *leng
                     mma_16816<X_T>(c[i], a[s].z, a8[s].z, a[s].w, a8[s].w, k.z, k.w);
                 }
             const int j = tile * KEYS + n * 8 + 2 * t;
-            float top[2] = {MINUS_INFINITY, MINUS_INFINITY};
+            if ((tile + 1) * KEYS > now.cached)
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++)
+                for (int i = 0; i < AT_ONCE; i++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    if (j + i * 8 + e % 2 >= now.cached) c[i][e] = MINUS_INFINITY;
-                    top[e / 2] = fmaxf(top[e / 2], c[i][e]);
+                    for (int e = 0; e < 4; e++)
+                        if (j + i * 8 + e % 2 >= now.cached) c[i][e] = MINUS_INFINITY;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                auto top_of = [&] {
+                    float top = MINUS_INFINITY;
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE; i++) top = fmaxf(top, fmaxf(c[i][2 * r], c[i][2 * r + 1]));
+                    return top;
+                };
+#pragma unroll 1
+                for (float top = top_of(); top > best[r].score[TOPK - 1] && top >= bar[r]; top = top_of()) {
+                    // The first that is as large.
+                    int which = 0;
+                    bool found = false;
+#pragma unroll
+                    for (int i = 0; i < 2 * AT_ONCE; i++) {
+                        float &score = c[i / 2][2 * r + i % 2];
+                        const bool is_it = !found && score == top;
+                        if (is_it) which = i / 2 * 8 + i % 2, score = MINUS_INFINITY;
+                        found = found || is_it;
+                    }
+                    best[r].insert(top, j + which);
                 }
-            // Few get past the last of the best.
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                if (top[r] > best[r].score[TOPK - 1])
-#pragma unroll
-                    for (int i = 0; i < AT_ONCE; i++)
-                        best[r].insert(c[i][2 * r], j + i * 8), best[r].insert(c[i][2 * r + 1], j + i * 8 + 1);
+            }
         }
+        bar[0] = bar_of(best[0]), bar[1] = bar_of(best[1]);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -62,10 +62,10 @@ __device__ __forceinline__ UnitAngles unit_angles(const float2 *row, int unit) {
     return by;
 }
 
-// Turns a unit of a row.
-template <int TYPE> __device__ __forceinline__ void turn_unit(unsigned char *row, int unit, const UnitAngles &by) {
-    uint4 *at = reinterpret_cast<uint4 *>(row + unit * 16);
-    const uint4 x = *at;
+// Turns a unit of a row, which may stay where it is.
+template <int TYPE>
+__device__ __forceinline__ void turn_unit(unsigned char *to, const unsigned char *row, int unit, const UnitAngles &by) {
+    const uint4 x = *reinterpret_cast<const uint4 *>(row + unit * 16);
     u32 w[4] = {x.x, x.y, x.z, x.w};
     if constexpr (STYLE == 0) {
 #pragma unroll
@@ -75,8 +75,7 @@ template <int TYPE> __device__ __forceinline__ void turn_unit(unsigned char *row
             w[i] = pack<TYPE>(p * cos - q * sin, q * cos + p * sin);
         }
     } else {
-        uint4 *partner = reinterpret_cast<uint4 *>(row + unit * 16 + HEAD_DIM);
-        const uint4 y = *partner;
+        const uint4 y = *reinterpret_cast<const uint4 *>(row + unit * 16 + HEAD_DIM);
         u32 z[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -85,7 +84,7 @@ template <int TYPE> __device__ __forceinline__ void turn_unit(unsigned char *row
             w[i] = pack<TYPE>(x0 * a.x - y0 * a.y, x1 * a.z - y1 * a.w);
             z[i] = pack<TYPE>(y0 * a.x + x0 * a.y, y1 * a.z + x1 * a.w);
         }
-        *partner = make_uint4(z[0], z[1], z[2], z[3]);
+        *reinterpret_cast<uint4 *>(to + unit * 16 + HEAD_DIM) = make_uint4(z[0], z[1], z[2], z[3]);
     }
-    *at = make_uint4(w[0], w[1], w[2], w[3]);
+    *reinterpret_cast<uint4 *>(to + unit * 16) = make_uint4(w[0], w[1], w[2], w[3]);
 }

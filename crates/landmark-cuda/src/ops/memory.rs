@@ -9,7 +9,7 @@ use crate::plan::{Compiler, args};
 use landmark_core::ops::{
     AppendKv, LandmarkScores, MemoryShape, Origin, RetrievalAttention, RopeStyle, SelectBlocks, Selection,
 };
-use landmark_core::{DType, Result};
+use landmark_core::{Cols, DType, Result};
 
 /// Threads of a block, and queries or rows of one, as in the kernel files.
 const APPEND_THREADS: usize = 256;
@@ -41,8 +41,17 @@ fn together_code(selection: Selection) -> u32 {
     }
 }
 
-fn append_defines(x: DType, ring: DType, m: &MemoryShape) -> Defines {
-    Defines::new().dtype("X_T", x).dtype("RING_T", ring).set("HEAD_DIM", m.head_dim).set("BLOCK", m.block)
+fn append_defines(x: DType, ring: DType, m: &MemoryShape, wide: bool) -> Defines {
+    let defines = Defines::new().dtype("X_T", x).dtype("RING_T", ring).set("HEAD_DIM", m.head_dim);
+    defines.set("BLOCK", m.block).flag("WIDE", wide)
+}
+
+/// Whether the heads of a chunk can be stored 16 bytes at a time.
+fn is_wide(op: &AppendKv, c: &Compiler<'_>) -> bool {
+    let x = c.dtype(op.k.tensor);
+    let whole = |elements: usize| (elements * x.size()).is_multiple_of(16);
+    let fits = |cols: Cols| whole(cols.start) && whole(c.cols(cols.tensor));
+    x == c.dtype(op.keys) && whole(op.memory.head_dim) && fits(op.k) && fits(op.v)
 }
 
 /// What every kernel that reads landmarks is compiled for.
@@ -83,11 +92,13 @@ pub(super) fn append_kv(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
     if c.dtype(op.k.tensor) != c.dtype(op.v.tensor) {
         return Err(c.unsupported("keys and values of a chunk have one element type"));
     }
-    let defines = append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m);
+    let wide = is_wide(op, c);
+    let defines = append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m, wide);
     let kernel = c.kernel("append_kv.cu", "append_kv", defines)?;
     let rows = c.rows(op.k.tensor) / m.batch;
-    let elements = (rows - op.skip) * m.kv_heads * m.head_dim;
-    let blocks = elements.div_ceil(APPEND_THREADS).min(4096) as u32;
+    let unit = if wide { 16 / c.dtype(op.k.tensor).size() } else { 1 };
+    let units = (rows - op.skip) * m.kv_heads * m.head_dim / unit;
+    let blocks = units.div_ceil(APPEND_THREADS).min(4096) as u32;
     let args = args![
         c.cols_pointer(op.k),
         c.cols(op.k.tensor) as i32,
@@ -112,8 +123,8 @@ fn forget_pages(op: &AppendKv, c: &mut Compiler<'_>) -> Result<()> {
     let m = &op.memory;
     let Some(heads) = c.query_heads(op.keys) else { return Ok(()) };
     let Some(ways) = retrieval_decode::ways(c, op.keys, op.values, heads, m) else { return Ok(()) };
-    let kernel =
-        c.kernel("append_kv.cu", "forget_pages", append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m))?;
+    let defines = append_defines(c.dtype(op.k.tensor), c.dtype(op.keys), m, is_wide(op, c));
+    let kernel = c.kernel("append_kv.cu", "forget_pages", defines)?;
     let args = args![c.pointer(op.lengths), c.pointer(op.counts), ways.tags, heads as i32, ways.ways as i32];
     c.launch_dependent(&kernel, [(m.batch * heads) as u32, 1, 1], 256, 0, args)
 }
@@ -275,7 +286,7 @@ pub(super) fn variants() -> Vec<Variant> {
         (DType::F32, &small, RopeStyle::Pairs, true),
     ] {
         let f = Features { style, choice: m.top_k > 0, miss, cutoff: miss, shares: m.top_k > 0 };
-        all.push(Variant::new("append_kv.cu", append_defines(x, x, m)));
+        all.extend([false, true].map(|wide| Variant::new("append_kv.cu", append_defines(x, x, m, wide))));
         all.push(Variant::new("landmark_scores.cu", score_defines(x, m, style)));
         all.push(Variant::new("retrieval_attention.cu", attend_defines(x, x, m, &f)));
     }
