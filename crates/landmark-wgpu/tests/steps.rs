@@ -14,7 +14,13 @@ use pollster::block_on;
 type Inputs = Vec<(Tensor, Vec<u8>)>;
 
 /// Runs a program; the launches that it took, and the worst error of some tensors, relative to their largest element.
-fn run(device: &Wgpu, layout: &Layout, program: &Program, inputs: &Inputs, results: &[Tensor]) -> (usize, f64) {
+fn run(
+    device: &Wgpu,
+    layout: &Layout,
+    program: &Program,
+    inputs: &Inputs,
+    results: &[Tensor],
+) -> (usize, f64) {
     let (oracle, mut found) = (Cpu::<f64>::new(), device.allocate(layout).unwrap());
     let mut expected = oracle.allocate(layout).unwrap();
     for (tensor, bytes) in inputs {
@@ -37,10 +43,9 @@ fn run(device: &Wgpu, layout: &Layout, program: &Program, inputs: &Inputs, resul
 
 fn floats(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     match dtype {
-        DType::F16 => bytes
-            .chunks_exact(2)
-            .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64())
-            .collect(),
+        DType::F16 => {
+            bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+        }
         _ => common::values(bytes),
     }
 }
@@ -70,7 +75,8 @@ impl Layer {
         let given = |layout: &mut Layout, inputs: &mut Inputs, name: &str, dtype: DType, dims: &[usize]| {
             let tensor = layout.add(name, dtype, dims);
             let numel: usize = dims.iter().product();
-            let scale = if dims.len() == 2 && name.ends_with("weight") { (dims[1] as f64).powf(-0.5) } else { 1.0 };
+            let scale =
+                if dims.len() == 2 && name.ends_with("weight") { (dims[1] as f64).powf(-0.5) } else { 1.0 };
             let mut values: Vec<f64> =
                 normals(inputs.len() as u32 + 1, numel).iter().map(|x| x * scale).collect();
             if let (Some(bits), 2, true) = (bits, dims.len(), name.ends_with("weight")) {
@@ -247,7 +253,8 @@ impl Attention {
         inputs.push((positions, i32_bytes(&at)));
         let mut r = Recorder::new(format!("{self:?}"), &layout);
         let rows = |r: &mut Recorder, name: &str, n| r.scratch(name, dtype, [m.batch, self.tokens, n]);
-        let [q, k, v] = [("q", q_width), ("k", k_width), ("v", k_width)].map(|(name, n)| rows(&mut r, name, n));
+        let [q, k, v] =
+            [("q", q_width), ("k", k_width), ("v", k_width)].map(|(name, n)| rows(&mut r, name, n));
         let turned = rows(&mut r, "turned", k_width);
         for (weight, out) in [(q_weight, q), (k_weight, k), (v_weight, v)] {
             r.push(Matmul { scale: 0.2, ..Matmul::linear(x, weight, None, out) });
@@ -260,7 +267,17 @@ impl Attention {
         let scores = r.scratch("scores", DType::F32, [m.batch, self.heads, self.tokens, m.blocks]);
         let chosen = r.scratch("chosen", DType::U32, [m.batch, self.heads, self.tokens, m.top_k]);
         let (memory, heads, skip) = (m, self.heads, 0);
-        r.push(LandmarkScores { memory, heads, skip, q, landmarks, lengths, frequencies, style, out: scores });
+        r.push(LandmarkScores {
+            memory,
+            heads,
+            skip,
+            q,
+            landmarks,
+            lengths,
+            frequencies,
+            style,
+            out: scores,
+        });
         r.push(SelectBlocks { memory, selection: self.selection, scores, lengths, counts, chosen });
         let (queries, kv_heads) = (self.tokens, m.kv_heads);
         r.push(RetrievalAttention {

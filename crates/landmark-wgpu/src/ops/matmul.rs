@@ -30,9 +30,8 @@ impl Product {
     /// more digits than f16 has.
     fn way(&self, part: &Part, c: &Compiler<'_>) -> Way {
         let is_half = |tensor| c.dtype(tensor) == DType::F16;
-        let is_served = c.has(matrix_units::FEATURES)
-            && is_half(self.a)
-            && (part.quantised.is_some() || is_half(self.b));
+        let is_served =
+            c.has(matrix_units::FEATURES) && is_half(self.a) && (part.quantised.is_some() || is_half(self.b));
         if is_served { Way::MatrixUnits } else { Way::Portable }
     }
 }

@@ -1,8 +1,8 @@
 //! The landmark memory: append, score, select. What is retrieved is attended to in `retrieval.rs`.
 
 use super::MEMORY;
-use super::retrieval_units;
 use super::retrieval;
+use super::retrieval_units;
 use super::rope::{head_alignment, place, read_heads};
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, WORKGROUP, alignment};

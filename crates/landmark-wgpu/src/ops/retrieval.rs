@@ -112,9 +112,11 @@ pub(super) fn extents(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel,
     k.param("first_head", ring.first);
     k.param("held", ring.rows.min(heads.kv_heads));
     k.param("share", heads.heads / heads.kv_heads);
-    for (start, stride, cols) in
-        [("q_start", "q_cols", place(op.q, c)), ("k_start", "k_cols", place(op.k, c)), ("v_start", "v_cols", op.v)]
-    {
+    for (start, stride, cols) in [
+        ("q_start", "q_cols", place(op.q, c)),
+        ("k_start", "k_cols", place(op.k, c)),
+        ("v_start", "v_cols", op.v),
+    ] {
         k.param(start, cols.start);
         k.param(stride, c.cols(cols.tensor));
     }
@@ -268,7 +270,9 @@ fn block_results(
             describe_choice(choice, c, &mut k)?;
         }
         None => {
-            k.include("fn block_of_slot(choice: u32, slot: u32, b: u32, t: u32) -> u32 { return NO_BLOCK; }\n");
+            k.include(
+                "fn block_of_slot(choice: u32, slot: u32, b: u32, t: u32) -> u32 { return NO_BLOCK; }\n",
+            );
             c.read_if(&mut k, "chosen", op.chosen, 1)?;
         }
     }

@@ -36,9 +36,7 @@ pub(super) fn head_alignment(style: RopeStyle, head_dim: usize, extents: &[usize
 }
 
 fn overlap(one: Cols, other: Cols) -> bool {
-    one.tensor == other.tensor
-        && one.start < other.start + other.width
-        && other.start < one.start + one.width
+    one.tensor == other.tensor && one.start < other.start + other.width && other.start < one.start + one.width
 }
 
 /// Whether all who read the result can turn it for themselves.
