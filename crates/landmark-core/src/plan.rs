@@ -65,7 +65,22 @@ impl Plan {
     /// # Panics
     /// When the program reads a scratch tensor that no op wrote: a mistake in the recording code.
     pub fn new(program: &Program) -> Self {
-        let mut tensors: Vec<(Tensor, Life)> = lives(program).into_iter().collect();
+        Self::with(program, &[])
+    }
+
+    /// The same for a backend that, in the place of some ops, touches tensors that other ops name: `also` says which,
+    /// and the numbers of these ops.
+    ///
+    /// # Panics
+    /// As [`Plan::new`].
+    pub fn with(program: &Program, also: &[(Tensor, usize)]) -> Self {
+        let mut lives = lives(program);
+        for (tensor, op) in also {
+            if let Some(life) = lives.get_mut(tensor) {
+                *life = Life { first: life.first.min(*op), last: life.last.max(*op) };
+            }
+        }
+        let mut tensors: Vec<(Tensor, Life)> = lives.into_iter().collect();
         let size = |tensor: Tensor| program.info(tensor).bytes();
         tensors.sort_by_key(|&(tensor, life)| (std::cmp::Reverse(size(tensor)), life.first, tensor));
         let mut plan = Plan { slots: Vec::new(), assigned: HashMap::new() };
@@ -203,6 +218,18 @@ mod tests {
         let program = chain();
         let plan = Plan::new(&program);
         assert_eq!(plan.slots, vec![Slot { dtype: DType::F32, numel: 32 }; 2]);
+    }
+
+    #[test]
+    fn what_other_ops_touch_lives_for_them() {
+        let program = chain();
+        let a = Tensor(2);
+        let also = |op| Plan::with(&program, &[(a, op)]);
+        // `a` lives from op 0 to op 1, `b` and `c` from 1 and 2 on.
+        assert_eq!(also(1).slots.len(), 2);
+        let plan = also(2);
+        assert_eq!(plan.slots.len(), 3);
+        assert!(plan.slot(a) != plan.slot(Tensor(4)));
     }
 
     #[test]

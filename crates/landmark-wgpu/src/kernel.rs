@@ -7,7 +7,7 @@
 //! - `x_quad(e, valid)`: elements `e .. e + 4` as `vec4<f32>`, zero from number `valid` on;
 //! - `x_one(e)`: one element; `x_at(e)` for integers, and `x_set(e, v)`;
 //! - `x_load(e, valid)`, `x_part(w, i)`, `x_scale(e)`: 16 bytes at a time of weights, part `i` of them as elements
-//!   `e + 4i .. e + 4i + 4`, and the scale that they share; `x_PARTS` parts make a chunk;
+//!   `e + 4i .. e + 4i + 4`, with `x_ZERO` added, and the scale that they share; `x_PARTS` parts make a chunk;
 //! - `x_start(e)`, `x_next(start, i, valid)`: elements `e + 4i .. e + 4i + 4`, to be multiplied by `x_scale(e + 4i)`, which is
 //!   that of 32 elements;
 //! - `x_put(e, v, valid)`: writes elements `e .. e + valid`; `x_put_one(e, v)` writes one.
@@ -192,18 +192,19 @@ impl Kernel {
         self.raw(name, "vec4<u32>", Entry::Read, codes);
         self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
         // A chunk of 16 bytes holds 16 or 32 elements, a block of 32 two chunks or one.
-        let (shift, parts, at, code) = match bits {
-            Bits::Eight => (4, 4, "[i]", "unpack_q8(word)"),
-            Bits::Four => (5, 8, "[i >> 1u] >> (16u * (i & 1u))", "unpack_q4(word)"),
+        let (shift, parts, zero, codes) = match bits {
+            Bits::Eight => (4, 4, 0, "unpack_q8(w[i])"),
+            Bits::Four => (5, 8, 8, "unpack_q4(w[i >> 1u], i & 1u)"),
         };
         let _ = write!(
             self.declarations,
             "const {name}_PARTS: u32 = {parts}u;
+const {name}_ZERO: f32 = {zero}.0;
 fn {name}_scale(e: u32) -> f32 {{ return unpack_f16({name}_scales[e >> 6u])[(e >> 5u) & 1u]; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> {shift}u]; }}
-fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ let word = w{at}; return {code}; }}
+fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return {codes}; }}
 fn {name}_quad(e: u32, valid: u32) -> vec4<f32> {{
-    return {name}_scale(e) * {name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS);
+    return {name}_scale(e) * ({name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS) - {name}_ZERO);
 }}
 "
         );
@@ -268,6 +269,7 @@ fn {name}_next(start: u32, i: u32, valid: u32) -> vec4<f32> {{ {next} }}
                 let _ = write!(
                     self.declarations,
                     "const {name}_PARTS: u32 = 1u;
+const {name}_ZERO: f32 = 0.0;
 fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return bitcast<vec4<u32>>({name}_quad(e, valid)); }}
 fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return bitcast<vec4<f32>>(w); }}
@@ -280,6 +282,7 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return bitcast<vec4<f32>>(w
         let _ = write!(
             self.declarations,
             "const {name}_PARTS: u32 = 2u;
+const {name}_ZERO: f32 = 0.0;
 fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> 3u]; }}
 fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
@@ -357,13 +360,28 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
     }
 
     /// Sums over the threads of a workgroup, `combine(v, thread)`, by subgroups where the device has them; and the entry
-    /// point, which calls `work(group, groups, thread)`.
+    /// point.
     pub(crate) fn combining(&mut self, has_subgroups: bool) {
+        self.working(has_subgroups);
         if has_subgroups {
             self.include(include_str!("shaders/combine_subgroups.wgsl"));
         } else {
             self.include(include_str!("shaders/combine.wgsl"));
         }
+    }
+
+    /// An entry point that calls `work(group, groups, thread)`, where wanted with what a thread knows of its subgroup.
+    pub(crate) fn working(&mut self, by_subgroups: bool) {
+        if by_subgroups {
+            self.include(include_str!("shaders/work_subgroups.wgsl"));
+        } else {
+            self.include(include_str!("shaders/work.wgsl"));
+        }
+    }
+
+    /// An entry point that calls this function with the number of each thread.
+    pub(crate) fn each(&mut self, function: &str) {
+        self.include(&include_str!("shaders/each.wgsl").replace('$', function));
     }
 
     /// Text that several kernels share.
@@ -389,9 +407,26 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
 
     /// `x_pairs(start, unit)`: a unit of the head that begins at element `start` of the operand `x`. See `pairs.wgsl`.
     pub(crate) fn pairs(&mut self, name: &str) {
+        self.pairs_as(&format!("{name}_pairs"), name);
+    }
+
+    /// The same, turned as it is read: by `x_positions` of the operand's rows, which have so many columns.
+    pub(crate) fn pairs_to_turn(&mut self, name: &str, cols: usize) {
+        self.pairs_as(&format!("{name}_as_stored"), name);
         let _ = write!(
             self.declarations,
             "fn {name}_pairs(start: u32, unit: u32) -> Pairs {{
+    let angles = unit_angles(f32({name}_positions_at(start / {cols}u)), unit);
+    return turn({name}_as_stored(start, unit), angles);
+}}
+"
+        );
+    }
+
+    fn pairs_as(&mut self, function: &str, name: &str) {
+        let _ = write!(
+            self.declarations,
+            "fn {function}(start: u32, unit: u32) -> Pairs {{
     if (HALVES) {{
         let valid = valid_of(4u * unit, HEAD / 2u);
         let e = start + 4u * unit;

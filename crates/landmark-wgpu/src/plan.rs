@@ -8,13 +8,15 @@ use crate::arena::WgpuArena;
 use crate::device::{Pipeline, Shared};
 use crate::kernel::{Bound, Entry, Kernel, Resource};
 use crate::matrix_units::{self, Units};
-use crate::ops;
+use crate::ops::{self, matvec, matvec::Normed, memory, rope, rope::ToTurn};
 use crate::profile;
-use landmark_core::ops::{Op, Operation};
+use landmark_core::ops::{Op, Operation, SelectBlocks};
 use landmark_core::plan::Plan;
 use landmark_core::program::{Info, Place};
 use landmark_core::quantize::Bits;
 use landmark_core::{DType, Error, Program, Result, Shape, Tensor};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 /// Parameters of dispatches start at multiples of this: the strictest alignment that WebGPU allows a device to ask for.
 const PARAMS_ALIGNMENT: usize = 256;
@@ -79,6 +81,16 @@ pub(crate) struct Compiler<'a> {
     plan: &'a Plan,
     /// Number of the op whose launcher is called.
     at: usize,
+    /// The last op that touches each tensor.
+    last: HashMap<Tensor, usize>,
+    /// Tensors that are not made, since who reads them makes their norm for himself.
+    pub(crate) normed: HashMap<Tensor, Normed>,
+    /// Heads that are turned by those who read them.
+    pub(crate) to_turn: HashMap<Tensor, ToTurn>,
+    /// The choice that the attention behind it makes.
+    pub(crate) to_choose: Option<SelectBlocks>,
+    /// The sum that the launch ahead of a norm has made.
+    pub(crate) added: Option<Tensor>,
     /// Bytes of every scratch buffer: the slots of the plan first.
     scratch: Vec<u64>,
     /// Scratch buffers that are workspaces, in the order in which an op asks for them.
@@ -100,9 +112,36 @@ impl<'a> Compiler<'a> {
         &self.program.ops()[self.at]
     }
 
+    /// Its number.
+    pub(crate) fn number(&self) -> usize {
+        self.at
+    }
+
     /// The op behind it.
     pub(crate) fn next(&self) -> Option<&'a Op> {
         self.program.ops().get(self.at + 1)
+    }
+
+    /// Ops by their distance from it, as far as there are so many.
+    pub(crate) fn ahead(&self, distances: RangeInclusive<usize>) -> &'a [Op] {
+        let (ops, first) = (self.program.ops(), self.at + distances.start());
+        &ops[first.min(ops.len())..(self.at + distances.end() + 1).min(ops.len())]
+    }
+
+    /// The last op that touches a tensor, if nobody can see it when the program has run.
+    pub(crate) fn last_if_scratch(&self, tensor: Tensor) -> Option<usize> {
+        self.last.get(&tensor).copied().filter(|_| self.info(tensor).place == Place::Scratch)
+    }
+
+    /// The tensor whose storage it is.
+    pub(crate) fn owner(&self, tensor: Tensor) -> Tensor {
+        self.program.owner(tensor)
+    }
+
+    /// Whether two tensors lie in the same place.
+    pub(crate) fn is_same_storage(&self, one: Tensor, other: Tensor) -> bool {
+        let slots = [one, other].map(|tensor| self.plan.slot(tensor));
+        self.owner(one) == self.owner(other) || (slots[0].is_some() && slots[0] == slots[1])
     }
 
     /// Says that this launch serves the op behind it, too.
@@ -155,7 +194,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// How many threads a subgroup has at least and at most, where there are subgroups.
-    pub(crate) fn subgroups(&self) -> Option<std::ops::RangeInclusive<usize>> {
+    pub(crate) fn subgroups(&self) -> Option<RangeInclusive<usize>> {
         let info = self.shared.device.adapter_info();
         let sizes = info.subgroup_min_size as usize..=info.subgroup_max_size as usize;
         (self.has(wgpu::Features::SUBGROUP) && *sizes.end() <= WORKGROUP).then_some(sizes)
@@ -508,9 +547,20 @@ impl<'a> Compiler<'a> {
     }
 }
 
+/// The last op that touches each tensor of a program.
+fn last_touches(program: &Program) -> HashMap<Tensor, usize> {
+    let touches = |(at, op): (usize, &Op)| {
+        let operands = op.operand_list().into_iter();
+        operands.map(move |operand| (operand.tensor, at)).collect::<Vec<_>>()
+    };
+    program.ops().iter().enumerate().flat_map(touches).collect()
+}
+
 /// Compiles `program` over `arena`.
 pub(crate) fn compile(shared: &Shared, program: &Program, arena: &WgpuArena) -> Result<WgpuPlan> {
-    let plan = Plan::new(program);
+    let last = last_touches(program);
+    let borrowed = [matvec::borrowed, rope::borrowed, memory::borrowed].map(|of| of(program, &last)).concat();
+    let plan = Plan::with(program, &borrowed);
     let scratch = plan.slots.iter().map(|slot| (slot.numel * slot.dtype.size()) as u64).collect();
     let mut compiler = Compiler {
         shared,
@@ -518,6 +568,11 @@ pub(crate) fn compile(shared: &Shared, program: &Program, arena: &WgpuArena) -> 
         arena,
         plan: &plan,
         at: 0,
+        last,
+        normed: HashMap::new(),
+        to_turn: HashMap::new(),
+        to_choose: None,
+        added: None,
         scratch,
         workspaces: Vec::new(),
         workspaces_used: 0,
@@ -569,7 +624,12 @@ impl WgpuPlan {
         }
         stamps.resolve(&mut encoder);
         shared.queue.submit([encoder.finish()]);
-        let names: Vec<&str> = self.dispatches.iter().map(|dispatch| dispatch.name).collect();
+        // Launches of one kernel over different shapes are told apart by their size.
+        let name = |dispatch: &Dispatch| {
+            let groups: u32 = dispatch.groups.iter().product();
+            format!("{}, {groups} workgroups", dispatch.name)
+        };
+        let names: Vec<String> = self.dispatches.iter().map(name).collect();
         Ok(profile::summary(&self.name, &names, &stamps.milliseconds(shared)?))
     }
 

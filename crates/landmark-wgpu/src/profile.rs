@@ -90,10 +90,10 @@ impl Stamps {
 }
 
 /// Times by kind of kernel, the longest first.
-pub(crate) fn summary(program: &str, names: &[&str], times: &[f64]) -> String {
+pub(crate) fn summary(program: &str, names: &[String], times: &[f64]) -> String {
     let mut kinds: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
     for (name, time) in names.iter().zip(times) {
-        let (count, sum) = kinds.entry(name).or_default();
+        let (count, sum) = kinds.entry(name.as_str()).or_default();
         (*count, *sum) = (*count + 1, *sum + time);
     }
     let mut kinds: Vec<_> = kinds.into_iter().collect();
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn kinds_are_summed_up() {
-        let text = summary("step", &["norm", "matvec", "norm"], &[0.5, 2.0, 1.5]);
+        let text = summary("step", &["norm", "matvec", "norm"].map(String::from), &[0.5, 2.0, 1.5]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "step: 4.000 ms in 3 dispatches");
         let words: Vec<&str> = lines[1].split_whitespace().collect();

@@ -20,6 +20,7 @@ fn elements(c: &Compiler<'_>, tensor: Tensor) -> (usize, usize) {
 pub(super) fn gelu(op: &Gelu, c: &mut Compiler<'_>) -> Result<()> {
     let (numel, alignment) = elements(c, op.out);
     let mut k = Kernel::new("gelu", include_str!("../shaders/gelu.wgsl"));
+    k.include(include_str!("../shaders/activations.wgsl"));
     c.read(&mut k, "x", op.x, alignment)?;
     c.write(&mut k, "out", op.out, alignment)?;
     launch(k, c, numel)
@@ -28,6 +29,7 @@ pub(super) fn gelu(op: &Gelu, c: &mut Compiler<'_>) -> Result<()> {
 pub(super) fn swiglu(op: &SwiGlu, c: &mut Compiler<'_>) -> Result<()> {
     let (numel, alignment) = elements(c, op.out);
     let mut k = Kernel::new("swiglu", include_str!("../shaders/swiglu.wgsl"));
+    k.include(include_str!("../shaders/activations.wgsl"));
     c.read(&mut k, "gate", op.gate, alignment)?;
     c.read(&mut k, "up", op.up, alignment)?;
     c.write(&mut k, "out", op.out, alignment)?;

@@ -10,12 +10,13 @@ mod embed;
 mod landmark_attention;
 mod likeliest;
 mod matmul;
-mod memory;
+pub(crate) mod matvec;
+pub(crate) mod memory;
 mod norm;
 mod retrieval;
 mod retrieval_alone;
 mod retrieval_units;
-mod rope;
+pub(crate) mod rope;
 
 use crate::plan::Compiler;
 use landmark_core::Result;

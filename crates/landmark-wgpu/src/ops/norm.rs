@@ -1,5 +1,7 @@
-//! LayerNorm and RMSNorm, alone or behind a residual addition.
+//! LayerNorm and RMSNorm, alone or behind a residual addition, as far as products of few rows do not make them
+//! (`matvec.rs`).
 
+use super::matvec;
 use crate::kernel::Kernel;
 use crate::plan::{Compiler, alignment};
 use landmark_core::ops::{AddNorm, Norm, NormKind};
@@ -16,11 +18,17 @@ struct Operands {
 }
 
 pub(super) fn norm(op: &Norm, c: &mut Compiler<'_>) -> Result<()> {
+    if matvec::takes_norm(op, c) {
+        return Ok(());
+    }
     let &Norm { kind, x, weight, bias, out } = op;
     launch(&Operands { kind, x, delta: None, weight, bias, sum: None, out }, c)
 }
 
 pub(super) fn add_norm(op: &AddNorm, c: &mut Compiler<'_>) -> Result<()> {
+    if let Some(rest) = matvec::rest_of(op, c) {
+        return norm(&rest, c);
+    }
     let &AddNorm { kind, x, delta, weight, bias, sum, out } = op;
     launch(&Operands { kind, x, delta: Some(delta), weight, bias, sum: Some(sum), out }, c)
 }

@@ -8,12 +8,12 @@
 
 use super::SOFTMAX;
 use super::landmark_attention::divide;
-use super::memory::{FEW, describe};
-use super::rope::head_alignment;
+use super::memory::{FEW, append_threads, describe, describe_append, describe_choice};
+use super::rope::{head_alignment, place, read_heads};
 use super::{retrieval_alone, retrieval_units};
 use crate::kernel::{Entry, Kernel, Resource};
 use crate::plan::{Compiler, Part, alignment};
-use landmark_core::ops::{MemoryShape, Origin, RetrievalAttention, RopeStyle};
+use landmark_core::ops::{AppendKv, MemoryShape, Op, Origin, RetrievalAttention, RopeStyle};
 use landmark_core::{Result, Tensor};
 
 /// Longest block of the tiles of `chunk_attention.wgsl`, and the queries of one.
@@ -51,14 +51,16 @@ pub(super) fn angles(
 pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>) -> Result<()> {
     let table = angles(&op.memory, op.style, op.frequencies, c)?;
     let (head_dim, rows, block) = (op.heads.head_dim, op.heads.queries, op.memory.block);
-    for (keys, values) in c.rings(op.keys, op.values)? {
+    let pieces = c.rings(op.keys, op.values)?;
+    let append = append_behind(op, c).filter(|_| pieces.len() == 1);
+    for (keys, values) in pieces {
         let rings = [&keys, &values];
         if !op.miss && c.works_alone() {
             retrieval_alone::attend(op, c, &table, rings)?;
             continue;
         }
-        if !op.miss && rows <= FEW && block <= MOST_SCORES && head_dim <= 256 {
-            split(op, c, table.clone(), rings)?;
+        if is_split(op, c) {
+            split(op, c, table.clone(), rings, append)?;
             continue;
         }
         if let Some(cut) = retrieval_units::Cut::of(op, c) {
@@ -78,15 +80,29 @@ pub(super) fn retrieval_attention(op: &RetrievalAttention, c: &mut Compiler<'_>)
     Ok(())
 }
 
+/// Whether each block of each query has a workgroup: a step of generation.
+pub(super) fn is_split(op: &RetrievalAttention, c: &Compiler<'_>) -> bool {
+    let is_served = op.heads.queries <= FEW && op.memory.block <= MOST_SCORES && op.heads.head_dim <= 256;
+    is_served && !op.miss && !c.works_alone()
+}
+
+/// The op behind a step's attention, if it stores the chunk that this reads: the launch that joins the results does that,
+/// for by then nobody reads the rings any more.
+fn append_behind<'a>(op: &RetrievalAttention, c: &Compiler<'a>) -> Option<&'a AppendKv> {
+    let [Op::AppendKv(append)] = c.ahead(1..=1) else { return None };
+    let is_alike = is_split(op, c)
+        && append.skip == 0
+        && [place(op.k, c), op.v] == [append.k, append.v]
+        && [op.keys, op.values] == [append.keys, append.values];
+    is_alike.then_some(append)
+}
+
 /// Binds queries, and keys of the chunk, in units.
 pub(super) fn projections(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel) -> Result<()> {
     k.rotary(op.style, op.heads.head_dim);
-    for (name, cols) in [("q", op.q), ("k", op.k)] {
-        let alignment = head_alignment(op.style, op.heads.head_dim, &[cols.start, c.cols(cols.tensor)]);
-        c.read(k, name, cols.tensor, alignment)?;
-        k.pairs(name);
-    }
-    Ok(())
+    let heads = (op.style, op.heads.head_dim);
+    read_heads(k, c, ("q", "q_positions"), op.q, heads)?;
+    read_heads(k, c, ("k", "k_positions"), op.k, heads)
 }
 
 pub(super) fn read_keys(
@@ -111,9 +127,11 @@ pub(super) fn extents(op: &RetrievalAttention, c: &Compiler<'_>, k: &mut Kernel,
     k.param("first_head", ring.first);
     k.param("held", ring.rows.min(heads.kv_heads));
     k.param("share", heads.heads / heads.kv_heads);
-    for (start, stride, cols) in
-        [("q_start", "q_cols", op.q), ("k_start", "k_cols", op.k), ("v_start", "v_cols", op.v)]
-    {
+    for (start, stride, cols) in [
+        ("q_start", "q_cols", place(op.q, c)),
+        ("k_start", "k_cols", place(op.k, c)),
+        ("v_start", "v_cols", op.v),
+    ] {
         k.param(start, cols.start);
         k.param(stride, c.cols(cols.tensor));
     }
@@ -154,13 +172,20 @@ impl Records {
 }
 
 /// A workgroup for each block of each query, and the own blocks of a query in one; then the outer softmax.
-fn split(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, rings: [&Part; 2]) -> Result<()> {
+fn split(
+    op: &RetrievalAttention,
+    c: &mut Compiler<'_>,
+    table: Resource,
+    rings: [&Part; 2],
+    append: Option<&AppendKv>,
+) -> Result<()> {
     let (rows, head_dim) = (op.heads.queries, op.heads.head_dim);
     let layout = Records::new(op, 1, true);
     let queries = heads_in(op, rings[0]) * rows;
     let records = c.workspace((16 * queries * layout.items * layout.length) as u64);
     block_results(op, c, table, rings, records.clone(), layout, 0..rows)?;
     let mut k = Kernel::new("join_blocks", include_str!("../shaders/join_blocks.wgsl"));
+    let threads = queries * head_dim.div_ceil(4);
     k.constant("WORKGROUP", 64);
     k.constant("HEAD", head_dim);
     layout.describe(op, &mut k);
@@ -168,7 +193,27 @@ fn split(op: &RetrievalAttention, c: &mut Compiler<'_>, table: Resource, rings: 
     c.write(&mut k, "out", op.out, alignment(&[head_dim]))?;
     c.write_if(&mut k, "shares", op.shares, 1)?;
     extents(op, c, &mut k, rings[0]);
-    c.dispatch(k, (queries * head_dim.div_ceil(4)).div_ceil(64))
+    let Some(append) = append else {
+        k.each("join");
+        return c.dispatch(k, threads.div_ceil(64));
+    };
+    describe_append(append, c, &mut k, rings)?;
+    k.constant("JOINING", threads);
+    k.include(
+        "fn join_or_append(i: u32) {
+    if (i < JOINING) {
+        join(i);
+    } else {
+        append(i - JOINING);
+    }
+}
+",
+    );
+    k.each("join_or_append");
+    let more = append_threads(append, c, rings[0].rows.min(append.memory.kv_heads));
+    c.dispatch(k, (threads + more).div_ceil(64))?;
+    c.take_next();
+    Ok(())
 }
 
 /// A workgroup for what each query retrieves, then one for each tile of queries.
@@ -220,6 +265,9 @@ fn block_results(
     // The own run: the unfinished block, and the chunk up to the query.
     let own = block - 1 + FEW;
     let mut k = Kernel::new("block_results", include_str!("../shaders/block_results.wgsl"));
+    let choice = c.to_choose.take_if(|choice| op.chosen == Some(choice.chosen));
+    k.working(choice.is_some());
+    k.flag("CHOOSES", choice.is_some());
     let (scores, blocks) = if layout.own { (own, own.div_ceil(block)) } else { (0, 0) };
     k.constant("WORKGROUP", if layout.own { 256 } else { 128 });
     k.constant("SCORES", scores.max(layout.slots * block));
@@ -231,7 +279,18 @@ fn block_results(
     read_keys(op, c, &mut k, rings[0])?;
     c.read(&mut k, "v", op.v.tensor, alignment(&[head_dim, op.v.start, c.cols(op.v.tensor)]))?;
     c.ring(&mut k, "values", op.values, alignment(&[head_dim]), Entry::Read, rings[1])?;
-    c.read_if(&mut k, "chosen", op.chosen, 1)?;
+    match &choice {
+        Some(choice) => {
+            k.include(include_str!("../shaders/block_of_slot.wgsl"));
+            describe_choice(choice, c, &mut k)?;
+        }
+        None => {
+            k.include(
+                "fn block_of_slot(choice: u32, slot: u32, b: u32, t: u32) -> u32 { return NO_BLOCK; }\n",
+            );
+            c.read_if(&mut k, "chosen", op.chosen, 1)?;
+        }
+    }
     k.raw("angles", "vec4<f32>", Entry::Read, table);
     k.raw("records", "vec4<f32>", Entry::Write, records);
     c.uniform(&mut k, "lengths", op.lengths)?;

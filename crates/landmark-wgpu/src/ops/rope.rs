@@ -1,9 +1,33 @@
 //! Rotary positions.
+//!
+//! In a step of generation, queries and keys are turned by the kernels that read them (`is_left_to_readers`), which are
+//! few; a launch of its own would take longer than all of that.
 
+use super::{memory, retrieval};
 use crate::kernel::Kernel;
 use crate::plan::{Compiler, alignment};
-use landmark_core::Result;
-use landmark_core::ops::{Op, Rope, RopeStyle};
+use landmark_core::ops::{Access, Op, Rope, RopeStyle};
+use landmark_core::{Cols, Program, Result, Tensor};
+use std::collections::HashMap;
+
+/// Heads that whoever reads them turns for himself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ToTurn {
+    /// Where they were to be.
+    out: Cols,
+    /// Where they are.
+    x: Cols,
+    positions: Tensor,
+}
+
+/// What is to be turned lives for those who do, with the number of the last one.
+pub(crate) fn borrowed(program: &Program, last: &HashMap<Tensor, usize>) -> Vec<(Tensor, usize)> {
+    let of = |op: &Op| match op {
+        Op::Rope(op) => Some((op.x.tensor, *last.get(&op.out.tensor)?)),
+        _ => None,
+    };
+    program.ops().iter().filter_map(of).collect()
+}
 
 /// Alignment of units of heads of this width, which start at sums of `extents`.
 pub(super) fn head_alignment(style: RopeStyle, head_dim: usize, extents: &[usize]) -> usize {
@@ -11,7 +35,64 @@ pub(super) fn head_alignment(style: RopeStyle, head_dim: usize, extents: &[usize
     alignment(&[&[unit, head_dim], extents].concat())
 }
 
+fn overlap(one: Cols, other: Cols) -> bool {
+    one.tensor == other.tensor && one.start < other.start + other.width && other.start < one.start + one.width
+}
+
+/// Whether all who read the result can turn it for themselves.
+fn is_left_to_readers(op: &Rope, c: &Compiler<'_>) -> bool {
+    let Some(last) = c.last_if_scratch(op.out.tensor).filter(|_| !op.inverse) else { return false };
+    let is_touched = |tensor| [op.x, op.out].iter().any(|cols| c.owner(cols.tensor) == c.owner(tensor));
+    c.ahead(1..=last - c.number()).iter().all(|later| {
+        let is_read = match later {
+            Op::LandmarkScores(later) => {
+                !overlap(later.q, op.out) || (later.q == op.out && memory::is_step(later, c))
+            }
+            Op::RetrievalAttention(later) => {
+                let others = [later.q, later.k, later.v].into_iter().filter(|cols| *cols != op.out);
+                retrieval::is_split(later, c)
+                    && later.v != op.out
+                    && others.into_iter().all(|cols| !overlap(cols, op.out))
+            }
+            Op::AppendKv(later) => ![later.k, later.v].iter().any(|cols| overlap(*cols, op.out)),
+            Op::Rope(later) => !overlap(later.x, op.out),
+            other => other.operand_list().iter().all(|o| o.tensor != op.out.tensor),
+        };
+        is_read && later.operand_list().iter().all(|o| o.access == Access::Read || !is_touched(o.tensor))
+    })
+}
+
+/// Where heads lie: those that are to be turned, before they are.
+pub(super) fn place(heads: Cols, c: &Compiler<'_>) -> Cols {
+    c.to_turn.get(&heads.tensor).filter(|to_turn| to_turn.out == heads).map_or(heads, |to_turn| to_turn.x)
+}
+
+/// Binds heads in units, and turns them if they are to be.
+pub(super) fn read_heads(
+    k: &mut Kernel,
+    c: &Compiler<'_>,
+    (name, positions): (&str, &str),
+    heads: Cols,
+    (style, head_dim): (RopeStyle, usize),
+) -> Result<()> {
+    let at = place(heads, c);
+    let cols = c.cols(at.tensor);
+    c.read(k, name, at.tensor, head_alignment(style, head_dim, &[at.start, cols]))?;
+    match c.to_turn.get(&heads.tensor).filter(|to_turn| to_turn.out == heads) {
+        Some(to_turn) => {
+            c.uniform(k, positions, to_turn.positions)?;
+            k.pairs_to_turn(name, cols);
+        }
+        None => k.pairs(name),
+    }
+    Ok(())
+}
+
 pub(super) fn rope(op: &Rope, c: &mut Compiler<'_>) -> Result<()> {
+    if is_left_to_readers(op, c) {
+        c.to_turn.insert(op.out.tensor, ToTurn { out: op.out, x: op.x, positions: op.positions });
+        return Ok(());
+    }
     let second = match c.next() {
         Some(Op::Rope(next)) if go_together(op, next, c)? => Some(next),
         _ => None,

@@ -1,14 +1,8 @@
 // Stores a chunk in the rings: position lengths[b] + t takes k[b, skip + t] and v[b, skip + t], for t < counts[b].
 // A chunk longer than the ring writes only what would be left of it, since threads have no order.
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn append(i: u32) {
     let quads = (params.head_dim + 3u) / 4u;
-    let i = group_index(group, groups) * WORKGROUP + thread;
     if (i >= params.batch * params.tokens * params.held * quads) {
         return;
     }

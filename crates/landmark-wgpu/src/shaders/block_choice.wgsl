@@ -1,8 +1,6 @@
 // What a choice of blocks is for, and the walks over its scores: what `select_blocks.wgsl` and
 // `select_blocks_subgroups.wgsl` share.
 
-const NO_BLOCK: u32 = 0xffffffffu;
-
 // Rows of the result that a choice serves: how many, the first, and how far apart.
 struct Served {
     rows: u32,

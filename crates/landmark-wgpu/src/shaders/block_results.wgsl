@@ -8,7 +8,6 @@
 // A record of the result: the sum of values by weights, then the largest score of the outer softmax and its sum of
 // weights, then the scores of the landmarks, or NOTHING.
 
-const NO_BLOCK: u32 = 0xffffffffu;
 const GROUPS: u32 = WORKGROUP / UNITS;
 const SPLIT: u32 = WORKGROUP / QUADS;
 // Threads that make weights of one block's scores.
@@ -26,6 +25,7 @@ var<workgroup> totals: array<vec4<f32>, WORKGROUP / 4u>;
 var<workgroup> closings: array<f32, BLOCKS>;
 var<workgroup> inner_sums: array<f32, BLOCKS>;
 var<workgroup> parts: array<vec4<f32>, WORKGROUP>;
+var<workgroup> common_block: u32;
 
 // e to a power that is never positive.
 fn decay(x: f32) -> f32 {
@@ -131,12 +131,15 @@ fn page_values(page: u32, weights: u32, first: u32, end: u32, thread: u32) -> ve
     return sum;
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+// The block of one of this workgroup's slots; with CHOOSES it has one, and found it itself.
+fn slot_block(choice: u32, i: u32, found: u32) -> u32 {
+    if (CHOOSES) {
+        return found;
+    }
+    return chosen_at(choice + i);
+}
+
+fn work(group: vec3<u32>, groups: vec3<u32>, thread: u32) {
     let task = group_index(group, groups);
     let heads = params.held * params.share;
     let item = task % params.items;
@@ -157,6 +160,18 @@ fn main(
     let own_page = (ring + state.seen % (params.blocks + 1u) * params.held) * params.block * HEAD;
     let query = q_pairs((b * params.rows + t) * params.q_cols + params.q_start + h * HEAD, thread % UNITS);
 
+    var found = NO_BLOCK;
+    if (CHOOSES) {
+        var one = NO_BLOCK;
+        if (!is_own) {
+            one = block_of_slot((b * params.heads + h) * params.rows + t, item, b, t);
+        }
+        if (thread == 0u) {
+            common_block = one;
+        }
+        found = workgroupUniformLoad(&common_block);
+    }
+
     // Where a run's keys in the ring are, page by page: one for each block, or the unfinished one.
     var blocks = min(SLOTS, max(state.retrieved, item * SLOTS) - item * SLOTS);
     var pages = blocks;
@@ -170,7 +185,7 @@ fn main(
         var slot = select(state.retrieved + 1u, min(state.seen, params.top_k + 1u), BLOCKS_SEEN);
         var page = own_page;
         if (!is_own) {
-            let j = chosen_at(choice + i);
+            let j = slot_block(choice, i, found);
             if (j == NO_BLOCK) {
                 continue;
             }
@@ -195,7 +210,7 @@ fn main(
             members = params.block - 1u;
             if (is_last) {
                 members = min(members, own + 1u - start);
-            } else if (!is_own && chosen_at(choice + i) == NO_BLOCK) {
+            } else if (!is_own && slot_block(choice, i, found) == NO_BLOCK) {
                 members = 0u;
             }
         }
@@ -221,7 +236,7 @@ fn main(
             var closing = top;
             if (!is_own) {
                 closing = NOTHING;
-                if (chosen_at(choice + i) != NO_BLOCK) {
+                if (slot_block(choice, i, found) != NO_BLOCK) {
                     closing = scores[start + params.block - 1u];
                 }
             } else if (!is_last) {
@@ -259,7 +274,7 @@ fn main(
         if (is_own) {
             between = clamp(state.unfinished, start, start + params.block - 1u);
         } else {
-            page = (ring + slot_of(state, chosen_at(choice + i)) * params.held) * params.block * HEAD;
+            page = (ring + slot_of(state, slot_block(choice, i, found)) * params.held) * params.block * HEAD;
             begin = 0u;
         }
         var inner = page_values(page, start - begin, begin, between, thread);

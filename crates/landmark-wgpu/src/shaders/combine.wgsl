@@ -1,4 +1,4 @@
-// Sums over the threads of a workgroup, by halves; the first thread has the sum. And the entry point.
+// Sums over the threads of a workgroup, by halves; the first thread has the sum.
 
 var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
 
@@ -14,14 +14,5 @@ fn combine(v: vec4<f32>, thread: u32) -> vec4<f32> {
     let sum = partial[0];
     workgroupBarrier();
     return sum;
-}
-
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    work(group, groups, thread);
 }
 

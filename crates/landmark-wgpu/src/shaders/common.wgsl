@@ -40,13 +40,19 @@ fn pack_bf16(v: vec2<f32>) -> u32 {
 
 // Four signed bytes.
 fn unpack_q8(word: u32) -> vec4<f32> {
-    let bytes = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word));
-    return vec4<f32>(bytes >> vec4<u32>(24u));
+    let w = bitcast<i32>(word);
+    return vec4<f32>(vec4<i32>(
+        extractBits(w, 0u, 8u), extractBits(w, 8u, 8u), extractBits(w, 16u, 8u), extractBits(w, 24u, 8u)));
 }
 
-// The lowest four of eight numbers of 4 bits, stored with 8 added.
-fn unpack_q4(word: u32) -> vec4<f32> {
-    return vec4<f32>(vec4<u32>(word, word >> 4u, word >> 8u, word >> 12u) & vec4<u32>(15u)) - 8.0;
+// Half of eight numbers of 4 bits, stored with 8 added, as they are stored: every other one is a byte of the word with the
+// others masked out, which becomes a float in one instruction.
+fn unpack_q4(word: u32, half: u32) -> vec4<f32> {
+    let even = word & 0x0f0f0f0fu;
+    let odd = (word >> 4u) & 0x0f0f0f0fu;
+    let at = 16u * half;
+    return vec4<f32>(vec4<u32>(
+        extractBits(even, at, 8u), extractBits(odd, at, 8u), extractBits(even, at + 8u, 8u), extractBits(odd, at + 8u, 8u)));
 }
 
 // Codes of 8 bits in the highest bits of a word: multiplied there, since software shifts numbers one by one.

@@ -5,13 +5,7 @@ fn decay(x: f32) -> f32 {
     return exp(max(x, -87.0));
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = group_index(group, groups) * WORKGROUP + thread;
+fn join(i: u32) {
     let heads = params.held * params.share;
     let quad = i % QUADS;
     let query = i / QUADS;

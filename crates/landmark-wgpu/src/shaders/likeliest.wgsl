@@ -8,6 +8,24 @@ var<workgroup> scores: array<f32, WORKGROUP>;
 var<workgroup> tokens: array<u32, WORKGROUP>;
 var<workgroup> broken: array<u32, WORKGROUP>;
 
+var<private> score: f32;
+var<private> token: u32;
+var<private> is_broken: bool;
+
+// The token `n` workgroups behind, or the last one again.
+fn behind(i: u32, n: u32) -> u32 {
+    return min(i + n * WORKGROUP, params.vocabulary - 1u);
+}
+
+fn consider(i: u32, logit: f32) {
+    let bits = bitcast<u32>(logit);
+    is_broken = is_broken || (bits & 0x7fffffffu) > INFINITY || bits == INFINITY;
+    if (bits != (INFINITY | 0x80000000u) && i != params.banned && (token == NO_TOKEN || logit > score)) {
+        score = logit;
+        token = i;
+    }
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -18,17 +36,20 @@ fn main(
     if (row >= params.rows) {
         return;
     }
-    var score = 0.0;
-    var token = NO_TOKEN;
-    var is_broken = false;
-    for (var i = thread; i < params.vocabulary; i += WORKGROUP) {
-        let logit = logits_one(row * params.vocabulary + i);
-        let bits = bitcast<u32>(logit);
-        is_broken = is_broken || (bits & 0x7fffffffu) > INFINITY || bits == INFINITY;
-        if (bits != (INFINITY | 0x80000000u) && i != params.banned && (token == NO_TOKEN || logit > score)) {
-            score = logit;
-            token = i;
-        }
+    score = 0.0;
+    token = NO_TOKEN;
+    is_broken = false;
+    let start = row * params.vocabulary;
+    // Four reads under way.
+    for (var i = thread; i < params.vocabulary; i += 4u * WORKGROUP) {
+        let l0 = logits_one(start + i);
+        let l1 = logits_one(start + behind(i, 1u));
+        let l2 = logits_one(start + behind(i, 2u));
+        let l3 = logits_one(start + behind(i, 3u));
+        consider(i, l0);
+        consider(behind(i, 1u), l1);
+        consider(behind(i, 2u), l2);
+        consider(behind(i, 3u), l3);
     }
     scores[thread] = score;
     tokens[thread] = token;

@@ -6,7 +6,6 @@
 // In which order a block lists its queries depends on timing. What becomes of a query does not: rows of a matrix product
 // do not meet.
 
-const NO_BLOCK: u32 = 0xffffffffu;
 // Blocks listed at a time, four a thread.
 const RANGE: u32 = 4u * WORKGROUP;
 

@@ -1,5 +1,8 @@
 // What a memory of a given length holds: every derived number of the row in one place.
 
+// What stands where no block was chosen.
+const NO_BLOCK: u32 = 0xffffffffu;
+
 struct State {
     // Whole blocks seen so far, kept or not.
     seen: u32,

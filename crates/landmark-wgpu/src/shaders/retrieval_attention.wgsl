@@ -3,8 +3,6 @@
 // A key's position inside its block is applied to the key, from a table; the position of the block's slot is taken
 // off the query instead, so that there is one table however many slots there are.
 
-const NO_BLOCK: u32 = 0xffffffffu;
-
 // The query as it is, and turned back by the slot of the block at hand.
 var<workgroup> query: array<Pairs, UNITS>;
 var<workgroup> turned: array<Pairs, UNITS>;
