@@ -1,8 +1,6 @@
 // Where the scores of a query lie that threads make alone: a row for each query of a head, first those of the blocks that
 // it chose, slot by slot, then those of its own run of keys, the unfinished block and the chunk.
 
-const NO_BLOCK: u32 = 0xffffffffu;
-
 struct Row {
     b: u32,
     h: u32,
