@@ -6,6 +6,9 @@ use crate::error::Result;
 use crate::files::ModelFiles;
 use std::ops::Range;
 
+/// Bytes at the end of a text that are encoded again with a question.
+const TAIL: usize = 16 << 10;
+
 /// A text, encoded.
 #[derive(Debug)]
 pub struct Text {
@@ -66,6 +69,9 @@ impl Text {
     /// As [`new`](Self::new).
     pub fn followed_by(&self, files: &ModelFiles, question: &str, from: usize) -> Result<Vec<u32>> {
         if !self.is_cut {
+            if let Some(tokens) = self.tail_followed_by(files, question, from)? {
+                return Ok(tokens);
+            }
             let together = files.tokenizer.encode(&format!("{}{question}", self.source))?;
             if together.get(..from) == self.tokens.get(..from) {
                 return Ok(together[from..].to_vec());
@@ -74,5 +80,24 @@ impl Text {
         let mut tokens = self.tokens[from..].to_vec();
         files.tokenizer.encode_ordinary_into(question, &mut tokens)?;
         Ok(tokens)
+    }
+
+    /// The same by encoding the end of the text alone, since a long text takes longer to encode than its question to answer, and
+    /// much memory; nothing where the end is not seen to give the text's own tokens.
+    fn tail_followed_by(&self, files: &ModelFiles, question: &str, from: usize) -> Result<Option<Vec<u32>>> {
+        let start = self.source.floor_char_boundary(self.source.len().saturating_sub(TAIL));
+        let tail = &self.source[start..];
+        let alone = files.tokenizer.encode(tail)?;
+        // Its first tokens may be others than in the whole text.
+        let settled = alone.len() / 2;
+        let at = self.tokens.len().saturating_sub(alone.len() - settled);
+        if start == 0 || from > at || self.tokens[at..] != alone[settled..] {
+            return Ok(None);
+        }
+        let together = files.tokenizer.encode(&format!("{tail}{question}"))?;
+        if together.get(..settled) != alone.get(..settled) {
+            return Ok(None);
+        }
+        Ok(Some([&self.tokens[from..at], &together[settled..]].concat()))
     }
 }

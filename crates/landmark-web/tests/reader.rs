@@ -210,6 +210,28 @@ fn blocks_are_the_text_and_the_key_stands_where_it_is_said_to() {
     assert_eq!(files.tokenizer.decode(&more[10..]), "Why", "what was left away does not come back");
 }
 
+/// However long the text, and wherever the question is cut off from it.
+#[test]
+fn a_question_behind_a_text_gives_the_tokens_of_both_together() {
+    let files = files();
+    for length in [1_000, 20_000] {
+        let source = hidden(&files, length).text;
+        for question in [" What is the pass key?", "s of it", "9", ""] {
+            let text = Text::new(&files, source.clone(), usize::MAX).unwrap();
+            let together = files.tokenizer.encode(&format!("{source}{question}")).unwrap();
+            for from in [0, length / 3, text.tokens().len() - 40] {
+                let found = text.followed_by(&files, question, from).unwrap();
+                assert_eq!(found, together[from..], "{length}, {question:?}, {from}");
+            }
+        }
+        // A text that was cut ends with its last token, whatever follows.
+        let text = Text::new(&files, source.clone(), length / 2).unwrap();
+        let mut expected = text.tokens().to_vec();
+        files.tokenizer.encode_ordinary_into("9", &mut expected).unwrap();
+        assert_eq!(text.followed_by(&files, "9", 0).unwrap(), expected);
+    }
+}
+
 #[test]
 fn what_cannot_be_read_or_asked_is_refused_with_a_reason() {
     let files = files();
