@@ -86,12 +86,15 @@ impl Text {
     /// much memory; nothing where the end is not seen to give the text's own tokens.
     fn tail_followed_by(&self, files: &ModelFiles, question: &str, from: usize) -> Result<Option<Vec<u32>>> {
         let start = self.source.floor_char_boundary(self.source.len().saturating_sub(TAIL));
+        if start == 0 {
+            return Ok(None);
+        }
         let tail = &self.source[start..];
         let alone = files.tokenizer.encode(tail)?;
         // Its first tokens may be others than in the whole text.
         let settled = alone.len() / 2;
         let at = self.tokens.len().saturating_sub(alone.len() - settled);
-        if start == 0 || from > at || self.tokens[at..] != alone[settled..] {
+        if from > at || self.tokens[at..] != alone[settled..] {
             return Ok(None);
         }
         let together = files.tokenizer.encode(&format!("{tail}{question}"))?;

@@ -196,7 +196,7 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
     };
     let best = (number > 0).then(|| maximise(op, c, choices)).transpose()?;
     let subgroups = c.subgroups().filter(|sizes| op.memory.top_k <= *sizes.start());
-    let (threads, body, groups) = match subgroups {
+    let (threads, body, groups) = match &subgroups {
         _ if c.works_alone() => {
             let body = include_str!("../shaders/select_blocks_alone.wgsl");
             (LONE_THREADS, body, choices.div_ceil(LONE_THREADS))
@@ -216,6 +216,10 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
     k.include(include_str!("../shaders/block_choice.wgsl"));
     k.constant("TOP_K", op.memory.top_k);
     k.constant("SELECTION", number);
+    if subgroups.is_some() && !c.works_alone() {
+        k.working(true);
+        k.include(include_str!("../shaders/subgroup_choice.wgsl"));
+    }
     match best {
         Some(best) => k.storage("scores", DType::F32, 1, Entry::Read, best),
         None => c.read(&mut k, "scores", op.scores, 1)?,

@@ -281,6 +281,7 @@ fn block_results(
     c.ring(&mut k, "values", op.values, alignment(&[head_dim]), Entry::Read, rings[1])?;
     match &choice {
         Some(choice) => {
+            k.include(include_str!("../shaders/subgroup_choice.wgsl"));
             k.include(include_str!("../shaders/block_of_slot.wgsl"));
             describe_choice(choice, c, &mut k)?;
         }
