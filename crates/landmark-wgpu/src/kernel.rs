@@ -359,9 +359,10 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
         );
     }
 
-    /// Sums over the threads of a workgroup, `combine(v, thread)`, by subgroups where the device has them; and the entry
-    /// point.
-    pub(crate) fn combining(&mut self, has_subgroups: bool) {
+    /// Sums of so many vectors over the threads of a workgroup, `combine(&sums, thread)`, by subgroups where the device has
+    /// them; and the entry point.
+    pub(crate) fn combining(&mut self, sums: usize, has_subgroups: bool) {
+        self.constant("SUMS", sums);
         self.working(has_subgroups);
         if has_subgroups {
             self.include(include_str!("shaders/combine_subgroups.wgsl"));

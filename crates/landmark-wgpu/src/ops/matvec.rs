@@ -284,9 +284,10 @@ fn kernel(a: Tensor, rows: usize, b: Tensor, part: &Part, c: &Compiler<'_>) -> R
     k.constant("ROWS", rows);
     k.constant("INNER", inner);
     k.constant("WORKGROUP", threads(inner, part));
-    k.combining(c.has(wgpu::Features::SUBGROUP));
-    k.include(include_str!("../shaders/activations.wgsl"));
     let normed = c.normed.get(&a);
+    let squares = normed.map_or(0, |_| rows.div_ceil(4));
+    k.combining(rows + squares, c.has(wgpu::Features::SUBGROUP));
+    k.include(include_str!("../shaders/activations.wgsl"));
     k.flag("NORM", normed.is_some());
     let alignment = alignment(&[inner]);
     c.read(&mut k, "a", normed.map_or(a, |normed| normed.stream), alignment)?;

@@ -1,18 +1,18 @@
-// Sums over the threads of a workgroup, by halves; the first thread has the sum.
+// Sums of vectors over the threads of a workgroup, by halves; the first thread gets them.
 
 var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
 
-fn combine(v: vec4<f32>, thread: u32) -> vec4<f32> {
-    partial[thread] = v;
-    workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        if (thread < half) {
-            partial[thread] += partial[thread + half];
+fn combine(sums: ptr<function, array<vec4<f32>, SUMS>>, thread: u32) {
+    for (var i = 0u; i < SUMS; i++) {
+        partial[thread] = (*sums)[i];
+        workgroupBarrier();
+        for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+            if (thread < half) {
+                partial[thread] += partial[thread + half];
+            }
+            workgroupBarrier();
         }
+        (*sums)[i] = partial[0];
         workgroupBarrier();
     }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
 }
-

@@ -1,20 +1,22 @@
-// Sums over the threads of a workgroup, by subgroups; the first thread has the sum.
+// Sums of vectors over the threads of a workgroup, by subgroups; the first thread gets them. Once in a kernel.
 
-var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
+// No subgroup has less than four threads.
+var<workgroup> partial: array<array<vec4<f32>, SUMS>, WORKGROUP / 4u>;
 
-fn combine(v: vec4<f32>, thread: u32) -> vec4<f32> {
-    let of_subgroup = subgroupAdd(v);
-    if (lane == 0u) {
-        partial[subgroup] = of_subgroup;
-    }
-    workgroupBarrier();
-    var sum = vec4<f32>(0.0);
-    if (thread == 0u) {
-        for (var i = 0u; i < subgroups; i++) {
-            sum += partial[i];
+fn combine(sums: ptr<function, array<vec4<f32>, SUMS>>, thread: u32) {
+    for (var i = 0u; i < SUMS; i++) {
+        let of_subgroup = subgroupAdd((*sums)[i]);
+        if (lane == 0u) {
+            partial[subgroup][i] = of_subgroup;
         }
     }
     workgroupBarrier();
-    return sum;
+    if (thread == 0u) {
+        for (var i = 0u; i < SUMS; i++) {
+            (*sums)[i] = partial[0][i];
+            for (var other = 1u; other < subgroups; other++) {
+                (*sums)[i] += partial[other][i];
+            }
+        }
+    }
 }
-

@@ -23,8 +23,8 @@ fn product$(col: u32, thread: u32) {
     let b1 = start_of$(col + 1u);
     let b2 = start_of$(col + THIRD);
     let b3 = start_of$(col + THIRD + 1u);
-    var sums: array<vec4<f32>, ROWS>;
-    var squares: array<f32, ROWS>;
+    // Of every row; behind them, four rows in a vector, the squares.
+    var sums: array<vec4<f32>, SUMS>;
     for (var turn = 0u; turn < TURNS$; turn++) {
         let k = 4u * b$_PARTS * thread + turn * STEP$;
         if (INNER % STEP$ != 0u && k >= INNER) {
@@ -47,7 +47,7 @@ fn product$(col: u32, thread: u32) {
             for (var row = 0u; row < ROWS; row++) {
                 var a = a_quad((params.above + row) * INNER + k + 4u * i, valid);
                 if (NORM) {
-                    squares[row] += dot(a, a);
+                    sums[ROWS + row / 4u][row % 4u] += dot(a, a);
                     a *= norm_quad(k + 4u * i, valid);
                 }
                 totals[row] += sum4(a);
@@ -58,13 +58,13 @@ fn product$(col: u32, thread: u32) {
             sums[row] += scales * (products[row] - b$_ZERO * totals[row]);
         }
     }
-    for (var row = 0u; row < ROWS; row++) {
-        var sum = combine(sums[row], thread);
-        if (NORM) {
-            let total = combine(vec4<f32>(squares[row]), thread).x;
-            sum /= sqrt(total / f32(INNER) + params.eps);
-        }
-        if (thread == 0u) {
+    combine(&sums, thread);
+    if (thread == 0u) {
+        for (var row = 0u; row < ROWS; row++) {
+            var sum = sums[row];
+            if (NORM) {
+                sum /= sqrt(sums[ROWS + row / 4u][row % 4u] / f32(INNER) + params.eps);
+            }
             store$(row, col, params.scale * sum);
         }
     }
