@@ -18,7 +18,7 @@ pub(crate) const FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
 /// Bytes of workgroup memory that products need; attention is cut to what there is.
-const WORKGROUP_BYTES: u32 = 45_056;
+pub(crate) const WORKGROUP_BYTES: u32 = 45_056;
 
 /// Threads of a subgroup that they are written for.
 const SUBGROUP: u32 = 32;

@@ -342,15 +342,19 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The same as f16 in vectors of eight, for matrix units: `x_oct`.
+    /// The same in eights, for matrix units: `x_oct` and `x_quads`.
     pub(crate) fn read_octs(&self, k: &mut Kernel, name: &str, tensor: Tensor, part: &Part) {
+        if let Some((bits, scales)) = &part.quantised {
+            return k.octs_of_codes(name, *bits, part.resource.clone(), scales.clone());
+        }
         let (dtype, cols) = (self.dtype(tensor), self.cols(tensor));
-        if part.quantised.is_none() && dtype == DType::F16 && cols.is_multiple_of(8) {
+        if dtype == DType::F16 && cols.is_multiple_of(8) {
             k.octs(name, part.resource.clone());
         } else {
             self.read_part(k, name, tensor, part, alignment(&[cols]));
             k.octs_of_quads(name);
         }
+        k.quads_of_octs(name);
     }
 
     /// The same in chunks of 16 bytes, for kernels that read a lot: `x_load`, `x_part` and `x_scale`.

@@ -62,6 +62,32 @@ fn products_embeddings_and_losses() {
     }
 }
 
+/// Of activations in f16, with all that the adapter offers: matrix units, where it has them.
+#[test]
+fn products_of_halves() {
+    for bits in [Bits::Eight, Bits::Four] {
+        let options = Options { weights: Some(bits), ..Options::default() };
+        let device = block_on(Wgpu::open(&options)).expect("an adapter");
+        for (rows, columns, inner) in [(1, 70, 96), (9, 16, 32), (140, 130, 160), (257, 140, 192)] {
+            let mut layout = Layout::new();
+            let a = layout.add("a", DType::F16, [rows, inner]);
+            let weight = layout.add("b.weight", DType::F32, [columns, inner]);
+            let out = layout.add("out", DType::F32, [rows, columns]);
+            let mut r = Recorder::new(format!("{bits:?}, {rows} x {columns} x {inner}, of halves"), &layout);
+            r.push(Matmul::linear(a, weight, None, out));
+            let given: Vec<f32> = normals(1, columns * inner).iter().map(|&x| x as f32).collect();
+            let rounded: Vec<f64> =
+                dequantize(&quantize(&given, bits), bits).into_iter().map(f64::from).collect();
+            let activations = normals(2, rows * inner);
+            let halves = activations.iter().flat_map(|x| half::f16::from_f64(*x).to_le_bytes()).collect();
+            let inputs = [(a, halves), (weight, f32_bytes(&rounded))];
+            // Matrix units take weights in f16.
+            let found = block_on(compare(&r.finish(), &device, &inputs, |_| 0.001)).unwrap();
+            assert_eq!(found, None, "{bits:?} {rows} x {columns} x {inner}");
+        }
+    }
+}
+
 /// Several products of one factor share a launch, as far as WebGPU's limits allow one to bind their tensors, and none
 /// that reads what another makes.
 #[test]

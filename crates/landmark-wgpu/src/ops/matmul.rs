@@ -94,14 +94,7 @@ pub(super) fn into_workspace(product: &Product, out: &Resource, c: &mut Compiler
 fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
     let way = product.way(part, c);
     let mut k = match way {
-        Way::MatrixUnits => {
-            let body = include_str!("../shaders/matmul_cooperative.wgsl");
-            let mut k = Kernel::new("matmul on matrix units", body);
-            k.extension("f16");
-            k.extension("wgpu_cooperative_matrix");
-            k.flag("WHOLE", c.cols(product.a).is_multiple_of(SLICE));
-            k
-        }
+        Way::MatrixUnits => on_matrix_units(c.cols(product.a)),
         Way::Portable => Kernel::new("matmul", include_str!("../shaders/matmul.wgsl")),
         Way::Alone => {
             let mut k = Kernel::new("matmul", include_str!("../shaders/matmul_alone.wgsl"));
@@ -132,6 +125,15 @@ fn kernel(product: &Product, part: &Part, c: &Compiler<'_>) -> Result<Kernel> {
         }
     }
     Ok(k)
+}
+
+/// The kernel for rows of so many columns, but for its operands.
+fn on_matrix_units(cols: usize) -> Kernel {
+    let mut k = Kernel::new("matmul on matrix units", include_str!("../shaders/matmul_cooperative.wgsl"));
+    k.extension("f16");
+    k.extension("wgpu_cooperative_matrix");
+    k.flag("WHOLE", cols.is_multiple_of(SLICE));
+    k
 }
 
 /// Rows and columns of the result that a thread makes alone.
@@ -172,6 +174,54 @@ fn launch(
             let [rows, columns] = lone_tile(product);
             let threads = product.rows.div_ceil(rows) * part.rows.div_ceil(columns);
             c.dispatch(k, threads.div_ceil(LONE_THREADS))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use landmark_core::quantize::Bits;
+
+    /// No device of CI has matrix units; that their kernel is WGSL for every kind of weights can be seen without.
+    #[test]
+    fn the_kernel_for_matrix_units_is_valid() {
+        for (cols, bits) in [SLICE, SLICE + 32]
+            .into_iter()
+            .flat_map(|cols| [None, Some(Bits::Eight), Some(Bits::Four)].map(|bits| (cols, bits)))
+        {
+            let mut k = on_matrix_units(cols);
+            k.flag("ADD", true);
+            k.include(include_str!("../shaders/store_product.wgsl"));
+            let scratch = Resource::Scratch;
+            k.octs("a", scratch(0));
+            k.quads_of_octs("a");
+            match bits {
+                Some(bits) => k.octs_of_codes("b", bits, scratch(1), scratch(2)),
+                None => {
+                    k.storage("b", DType::Bf16, 4, Entry::Read, scratch(1));
+                    k.octs_of_quads("b");
+                    k.quads_of_octs("b");
+                }
+            }
+            k.absent("bias");
+            k.storage("out", DType::F32, 4, Entry::Write, scratch(3));
+            ["m", "k", "above", "n", "first", "stride"].iter().for_each(|name| k.param(name, 1_usize));
+            k.param("scale", 1.0_f32);
+            let source = k.source();
+            let module = naga::front::wgsl::parse_str(&source)
+                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+            let capabilities = naga::valid::Capabilities::all();
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+            let bytes: u32 = module
+                .global_variables
+                .iter()
+                .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
+                .map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx()))
+                .sum();
+            assert_eq!(bytes, matrix_units::WORKGROUP_BYTES);
         }
     }
 }

@@ -1,6 +1,8 @@
 // out (=|+=) scale * a * transpose(b) + bias, for many rows, on the device's matrix units: a (M, K) and b (N, K) as f16,
 // sums in f32.
 //
+// Weights in blocks of 8 or 4 bits become f16 on the way into workgroup memory.
+//
 // A workgroup of eight subgroups makes a tile of 128 x 128 results, each subgroup 64 x 32 of them, in eight matrices of
 // 16 x 16. Operands pass through workgroup memory 64 columns at a time, as they are. Rows there are 72 elements apart, so that
 // the rows of a matrix lie in different banks. Workgroups go down the rows of a first: those that run together share a few rows
@@ -59,26 +61,24 @@ fn b_piece(start: u32, k: u32) -> vec4<u32> {
     return b_oct(start + at, min(8u, params.k - at));
 }
 
-// What there is at elements k .. k + 8: zeros behind a row's end.
-fn inside(piece: vec4<u32>, k: u32) -> vec4<u32> {
+// What is put down of elements k .. k + 8: zeros behind a row's end.
+fn inside(quad: vec4<f16>, k: u32) -> vec4<f16> {
     if (WHOLE) {
-        return piece;
+        return quad;
     }
-    return select(vec4<u32>(), piece, k < params.k);
+    return select(vec4<f16>(), quad, k < params.k);
 }
 
-fn halves(low: u32, high: u32) -> vec4<f16> {
-    return vec4<f16>(vec2<f16>(unpack2x16float(low)), vec2<f16>(unpack2x16float(high)));
+fn a_keep(row: u32, col: u32, piece: vec4<u32>, start: u32, k: u32) {
+    let quads = a_quads(piece, start + k);
+    a_tile[row][col][0] = inside(quads[0], k);
+    a_tile[row][col][1] = inside(quads[1], k);
 }
 
-fn a_keep(row: u32, col: u32, piece: vec4<u32>) {
-    a_tile[row][col][0] = halves(piece.x, piece.y);
-    a_tile[row][col][1] = halves(piece.z, piece.w);
-}
-
-fn b_keep(row: u32, col: u32, piece: vec4<u32>) {
-    b_tile[row][col][0] = halves(piece.x, piece.y);
-    b_tile[row][col][1] = halves(piece.z, piece.w);
+fn b_keep(row: u32, col: u32, piece: vec4<u32>, start: u32, k: u32) {
+    let quads = b_quads(piece, start + k);
+    b_tile[row][col][0] = inside(quads[0], k);
+    b_tile[row][col][1] = inside(quads[1], k);
 }
 
 // Two vectors of the matrix of results that the subgroup has put down.
@@ -122,14 +122,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let b_start1 = b_start(first_col + row + 1u * APART);
     let b_start2 = b_start(first_col + row + 2u * APART);
     let b_start3 = b_start(first_col + row + 3u * APART);
-    a_keep(row, col, inside(a_piece(a_start0, first), first));
-    a_keep(row + 1u * APART, col, inside(a_piece(a_start1, first), first));
-    a_keep(row + 2u * APART, col, inside(a_piece(a_start2, first), first));
-    a_keep(row + 3u * APART, col, inside(a_piece(a_start3, first), first));
-    b_keep(row, col, inside(b_piece(b_start0, first), first));
-    b_keep(row + 1u * APART, col, inside(b_piece(b_start1, first), first));
-    b_keep(row + 2u * APART, col, inside(b_piece(b_start2, first), first));
-    b_keep(row + 3u * APART, col, inside(b_piece(b_start3, first), first));
+    a_keep(row, col, a_piece(a_start0, first), a_start0, first);
+    a_keep(row + 1u * APART, col, a_piece(a_start1, first), a_start1, first);
+    a_keep(row + 2u * APART, col, a_piece(a_start2, first), a_start2, first);
+    a_keep(row + 3u * APART, col, a_piece(a_start3, first), a_start3, first);
+    b_keep(row, col, b_piece(b_start0, first), b_start0, first);
+    b_keep(row + 1u * APART, col, b_piece(b_start1, first), b_start1, first);
+    b_keep(row + 2u * APART, col, b_piece(b_start2, first), b_start2, first);
+    b_keep(row + 3u * APART, col, b_piece(b_start3, first), b_start3, first);
     workgroupBarrier();
     for (var k = 0u; k < params.k; k += DEPTH) {
         let next = behind(k) + first;
@@ -206,14 +206,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             c31 = coopMultiplyAdd(a3, b1, c31);
         }
         workgroupBarrier();
-        a_keep(row, col, inside(a_next0, next));
-        a_keep(row + 1u * APART, col, inside(a_next1, next));
-        a_keep(row + 2u * APART, col, inside(a_next2, next));
-        a_keep(row + 3u * APART, col, inside(a_next3, next));
-        b_keep(row, col, inside(b_next0, next));
-        b_keep(row + 1u * APART, col, inside(b_next1, next));
-        b_keep(row + 2u * APART, col, inside(b_next2, next));
-        b_keep(row + 3u * APART, col, inside(b_next3, next));
+        a_keep(row, col, a_next0, a_start0, next);
+        a_keep(row + 1u * APART, col, a_next1, a_start1, next);
+        a_keep(row + 2u * APART, col, a_next2, a_start2, next);
+        a_keep(row + 3u * APART, col, a_next3, a_start3, next);
+        b_keep(row, col, b_next0, b_start0, next);
+        b_keep(row + 1u * APART, col, b_next1, b_start1, next);
+        b_keep(row + 2u * APART, col, b_next2, b_start2, next);
+        b_keep(row + 3u * APART, col, b_next3, b_start3, next);
         workgroupBarrier();
     }
     let own = 64u * subgroup;
