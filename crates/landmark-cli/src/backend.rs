@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use landmark_core::{Answer, Backend, Cpu, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Answer, Backend, Cpu, Elements, Error, Layout, Paging, Program, Result, Tensor};
 use landmark_cuda::{Cuda, CudaArena, CudaPlan};
 use landmark_wgpu::{Wgpu, WgpuArena, WgpuPlan};
 
@@ -128,11 +128,11 @@ impl Backend for AnyBackend {
         }
     }
 
-    fn begin_read(&self, arena: &AnyArena, tensor: Tensor, elements: Range<usize>) -> Result<Option<Answer>> {
+    fn begin_read(&self, arena: &AnyArena, wanted: &[Elements]) -> Result<Option<Answer>> {
         match (self, arena) {
-            (AnyBackend::Cpu(cpu), AnyArena::Cpu(arena)) => cpu.begin_read(arena, tensor, elements),
-            (AnyBackend::Cuda(cuda), AnyArena::Cuda(arena)) => cuda.begin_read(arena, tensor, elements),
-            (AnyBackend::Wgpu(wgpu), AnyArena::Wgpu(arena)) => wgpu.begin_read(arena, tensor, elements),
+            (AnyBackend::Cpu(cpu), AnyArena::Cpu(arena)) => cpu.begin_read(arena, wanted),
+            (AnyBackend::Cuda(cuda), AnyArena::Cuda(arena)) => cuda.begin_read(arena, wanted),
+            (AnyBackend::Wgpu(wgpu), AnyArena::Wgpu(arena)) => wgpu.begin_read(arena, wanted),
             _ => Err(foreign()),
         }
     }

@@ -12,6 +12,9 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 
+/// Some elements of a tensor.
+pub type Elements = (Tensor, Range<usize>);
+
 /// Bytes on their way from a device. They may be given up.
 pub type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>;
 
@@ -92,20 +95,16 @@ pub trait Backend: Sized {
         }
     }
 
-    /// Asks for some elements as what was run so far leaves them, whatever is run before the answer is waited for. What kernels
+    /// Asks for some elements of one or several tensors, as what was run so far leaves them, whatever is run before the answer
+    /// is waited for: their bytes, one behind the other. It is one trip to the device, however many they are. What kernels
     /// found wrong may not be told by that, only by what is read after everything.
     ///
-    /// `None` where there is nothing to be ahead of, since [`run`](Self::run) has computed all when it returns, or where the
+    /// `None` where there is nothing to be ahead of, since [`run`](Self::run) has computed all when it returns, or where a
     /// tensor cannot be read so.
     ///
     /// # Errors
     /// Failures of the device.
-    fn begin_read(
-        &self,
-        _arena: &Self::Arena,
-        _tensor: Tensor,
-        _elements: Range<usize>,
-    ) -> Result<Option<Answer>> {
+    fn begin_read(&self, _arena: &Self::Arena, _wanted: &[Elements]) -> Result<Option<Answer>> {
         Ok(None)
     }
 }

@@ -27,7 +27,7 @@ pub mod tensor;
 #[cfg(feature = "test-support")]
 pub mod testing;
 
-pub use backend::{Answer, Backend};
+pub use backend::{Answer, Backend, Elements};
 pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use paging::{PageId, PageStore, Paging};

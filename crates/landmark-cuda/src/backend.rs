@@ -10,7 +10,7 @@ use crate::paging::{self, Rings};
 use crate::plan::{self, CudaPlan, OpTime};
 use crate::staging::{LARGEST, Staging};
 use landmark_core::program::Info;
-use landmark_core::{Answer, Backend, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Answer, Backend, Elements, Error, Layout, Paging, Program, Result, Tensor};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -298,23 +298,30 @@ impl Backend for Cuda {
         self.read_span(arena, tensor, address, to)
     }
 
-    fn begin_read(
-        &self,
-        arena: &CudaArena,
-        tensor: Tensor,
-        elements: Range<usize>,
-    ) -> Result<Option<Answer>> {
-        let (address, bytes) = arena.elements(tensor, &elements)?;
-        if arena.rings_of(tensor).is_some() || bytes > LARGEST {
-            return Ok(None);
+    fn begin_read(&self, arena: &CudaArena, wanted: &[Elements]) -> Result<Option<Answer>> {
+        let mut places = Vec::with_capacity(wanted.len());
+        for (tensor, elements) in wanted {
+            let (address, bytes) = arena.elements(*tensor, elements)?;
+            if arena.rings_of(*tensor).is_some() || bytes > LARGEST {
+                return Ok(None);
+            }
+            places.push((address, bytes));
         }
         self.shared.device.enter()?;
-        let arrival = lock(&self.shared.staging).pull(&self.shared.device, &arena.buffer, address, bytes)?;
+        let mut arrivals = Vec::with_capacity(places.len());
+        for (address, bytes) in places {
+            let mut staging = lock(&self.shared.staging);
+            arrivals.push((staging.pull(&self.shared.device, &arena.buffer, address, bytes)?, bytes));
+        }
         let shared = self.shared.clone();
         Ok(Some(Box::pin(async move {
-            // Launches it, if nothing that was run since has.
+            // Launches them, if nothing that was run since has.
             drop(shared.turn()?);
-            arrival.wait(bytes)
+            let mut all = Vec::new();
+            for (arrival, bytes) in arrivals {
+                all.append(&mut arrival.wait(bytes)?);
+            }
+            Ok(all)
         })))
     }
 }

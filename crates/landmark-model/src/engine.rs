@@ -6,7 +6,7 @@ use crate::model::{Model, Room};
 use crate::record::{self, Pass, Update};
 use crate::weights::Parameter;
 use half::{bf16, f16};
-use landmark_core::{Backend, DType, Paging, Tensor};
+use landmark_core::{Backend, DType, Elements, Paging, Tensor};
 use std::borrow::Cow;
 use std::ops::{Deref, DerefMut, Range};
 
@@ -334,10 +334,9 @@ impl<B: Backend> Engine<B> {
     /// Failures of the backend.
     pub fn begin_read<T: bytemuck::Pod>(
         &self,
-        tensor: Tensor,
-        elements: Range<usize>,
+        wanted: &[Elements],
     ) -> Result<Option<impl Future<Output = Result<Vec<T>>> + use<T, B>>> {
-        let answer = self.backend.begin_read(&self.arena, tensor, elements)?;
+        let answer = self.backend.begin_read(&self.arena, wanted)?;
         Ok(answer.map(|answer| async { Ok(bytemuck::allocation::pod_collect_to_vec(&answer.await?)) }))
     }
 

@@ -9,16 +9,15 @@
 //!
 //! Who generates greedily reads back one token of each step, and most often has it read next. A device that works by
 //! itself need not wait for that: it has the token, so its next step is begun before the token is on its way. If something
-//! else is read next, that step is as if it had not been: what it put into the memory lies behind the row's length.
+//! else is read next, that step is as if it had not been: what it put into the memory lies behind the row's length. What the
+//! step looked up comes with its token, where it is kept: one trip to the device, and the step ahead may overwrite it.
 
 use crate::engine::{Engine, Error, Held, Result};
 use crate::model::Lookup;
 use crate::reader::{PredictAt, given_positions};
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
-use landmark_core::Backend;
 use landmark_core::ops::{Likeliest, MemoryShape, NO_BLOCK};
-use std::future::{Future, poll_fn};
-use std::task::Poll;
+use landmark_core::{Backend, Elements};
 
 /// Reads the rows of one batch.
 pub struct MemoryReader<'e, B: Backend> {
@@ -29,6 +28,8 @@ pub struct MemoryReader<'e, B: Backend> {
     /// Positions stored for each row, landmarks included.
     lengths: Vec<usize>,
     last: Step,
+    /// What the last step looked up, if it came with its token: the tensors of each layer, one behind the other.
+    looked_up: Option<Vec<u32>>,
     /// Whether steps are begun ahead.
     looks_ahead: bool,
     ahead: Option<Ahead>,
@@ -100,10 +101,17 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let memory = engine.model().memory(lengths.len()).expect("a reader of a model with a memory");
         assert!(lengths.len() <= engine.model().room.batch, "more rows than the engine has room for");
         let choice = Choice { selection, miss_cutoff: miss_cutoff.map(f32::to_bits) };
-        // What was looked up is that of the last step to run.
-        let looks_ahead = engine.model().lookups.is_empty();
-        let last = Step::default();
-        MemoryReader { engine, memory, choice, predict, lengths, last, looks_ahead, ahead: None }
+        MemoryReader {
+            engine,
+            memory,
+            choice,
+            predict,
+            lengths,
+            last: Step::default(),
+            looked_up: None,
+            looks_ahead: true,
+            ahead: None,
+        }
     }
 
     /// Positions stored for each row, landmarks included.
@@ -126,7 +134,7 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         assert!(length <= now, "position {length} is still to come");
         assert!(now / memory.block <= memory.blocks, "the ring came around");
         self.lengths[row] = length;
-        (self.last, self.ahead) = (Step::default(), None);
+        (self.last, self.looked_up, self.ahead) = (Step::default(), None, None);
     }
 
     /// Waits until everything that was asked of the engine is done.
@@ -187,19 +195,25 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         }
         // The device puts it where the next step looks for its first token.
         let tensor = self.engine.model().inputs.tokens;
-        let answer = if self.may_go_ahead(piece) { self.engine.begin_read(tensor, 0..1)? } else { None };
+        let answer = if self.may_go_ahead(piece) {
+            self.engine.begin_read::<u32>(&[&[(tensor, 0..1)][..], &self.lookup_elements()].concat())?
+        } else {
+            None
+        };
         let Some(answer) = answer else {
             let mut token = [0];
             self.engine.read_into(tensor, &mut token).await?;
             return Ok(token[0]);
         };
         self.go_ahead(piece[0])?;
-        let token = answer.await?[0];
+        let mut looked_up = answer.await?;
+        let token = looked_up.remove(0);
         if token == Likeliest::NO_TOKEN {
             // The step ahead looked it up and has said so, which is not what went wrong.
             let _ = self.settle().await;
         }
         self.ahead.as_mut().expect("begun above").token = Some(token);
+        self.looked_up = Some(looked_up);
         Ok(token)
     }
 
@@ -251,15 +265,13 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let (heads, k, tokens) = (self.engine.config().heads, self.memory.top_k, self.last.tokens);
         let state = self.memory.state(self.last.lengths[row]);
         let oldest = state.seen - state.cached;
-        let count = self.lengths.len() * heads * tokens * k;
-        // All at once: where a read is a trip to a device and back, one after the other would take as many.
-        let of = |lookup: &Lookup| [lookup.chosen, lookup.shares];
-        let tensors = self.engine.model().lookups.iter().flat_map(of);
-        let found = together(tensors.map(|tensor| self.engine.read_first::<u32>(tensor, count))).await;
-        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+        let found = match &self.looked_up {
+            Some(found) => found.clone(),
+            None => self.read_lookups().await?,
+        };
         let mut layers = Vec::new();
-        for layer in found.chunks_exact(2) {
-            let (chosen, shares) = (&layer[0], &layer[1]);
+        for layer in found.chunks_exact((2 * self.lookup_count()).max(1)) {
+            let (chosen, shares) = layer.split_at(layer.len() / 2);
             let head = |h: usize| {
                 let first = ((row * heads + h) * tokens + at) * k;
                 let pairs = chosen[first..first + k].iter().zip(&shares[first..first + k]);
@@ -271,6 +283,29 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
             layers.push((0..heads).map(head).collect());
         }
         Ok(layers)
+    }
+
+    /// Elements of each tensor that tells what the last step looked up.
+    fn lookup_count(&self) -> usize {
+        self.lengths.len() * self.engine.config().heads * self.last.tokens * self.memory.top_k
+    }
+
+    /// Blocks and shares of each layer, as the last step left them.
+    fn lookup_elements(&self) -> Vec<Elements> {
+        let (count, of) = (self.lookup_count(), |lookup: &Lookup| [lookup.chosen, lookup.shares]);
+        self.engine.model().lookups.iter().flat_map(of).map(|tensor| (tensor, 0..count)).collect()
+    }
+
+    async fn read_lookups(&self) -> Result<Vec<u32>> {
+        let wanted = self.lookup_elements();
+        if let Some(answer) = self.engine.begin_read(&wanted)? {
+            return answer.await;
+        }
+        let mut found = Vec::new();
+        for (tensor, elements) in wanted {
+            found.append(&mut self.engine.read_at(tensor, elements).await?);
+        }
+        Ok(found)
     }
 
     fn run(&mut self, rows: &[&[u32]], want: Want) -> Result<()> {
@@ -354,25 +389,8 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
     /// Counts what a step read.
     fn take(&mut self, step: Step) {
         self.lengths.iter_mut().zip(&step.counts).for_each(|(length, count)| *length += count);
-        (self.last, self.ahead) = (step, None);
+        (self.last, self.looked_up, self.ahead) = (step, None, None);
     }
-}
-
-/// What all of them give, waited for at the same time.
-async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut waiting: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
-    poll_fn(|context| {
-        for (future, output) in waiting.iter_mut().filter(|(_, output)| output.is_none()) {
-            if let Poll::Ready(value) = future.as_mut().poll(context) {
-                *output = Some(value);
-            }
-        }
-        match waiting.iter().all(|(_, output)| output.is_some()) {
-            true => Poll::Ready(waiting.iter_mut().filter_map(|(_, output)| output.take()).collect()),
-            false => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// 1 if a landmark follows the token at this position of the text, which then ends its block.

@@ -1,9 +1,10 @@
 //! Steps that are begun before they are asked for, on a device that answers later.
 
-use landmark_core::{Answer, Backend, Cpu, Error, Layout, Paging, Program, Result, Tensor};
+use landmark_core::{Answer, Backend, Cpu, Elements, Error, Layout, Paging, Program, Result, Tensor};
 use landmark_model::config::{Attention, ModelConfig};
 use landmark_model::engine::Engine;
 use landmark_model::generate::{Generator, Settings};
+use landmark_model::memory_reader::Fetched;
 use landmark_model::model::CacheShape;
 use landmark_model::reader::PredictAt;
 use landmark_model::record::Granularity;
@@ -47,15 +48,13 @@ impl Backend for Device {
         self.failure.take().map_or(Ok(()), Err)?;
         self.cpu.read_at(arena, tensor, elements).await
     }
-    fn begin_read(
-        &self,
-        arena: &Self::Arena,
-        tensor: Tensor,
-        elements: Range<usize>,
-    ) -> Result<Option<Answer>> {
+    fn begin_read(&self, arena: &Self::Arena, wanted: &[Elements]) -> Result<Option<Answer>> {
         self.begun.set(self.begun.get() + 1);
-        let bytes = block_on(self.cpu.read_at(arena, tensor, elements))?;
-        Ok(Some(Box::pin(async { Ok(bytes) })))
+        let mut all = Vec::new();
+        for (tensor, elements) in wanted {
+            all.extend(block_on(self.cpu.read_at(arena, *tensor, elements.clone()))?);
+        }
+        Ok(Some(Box::pin(async { Ok(all) })))
     }
 }
 
@@ -70,7 +69,7 @@ enum Ask {
 
 const BLOCK: usize = 4;
 
-fn settings(predict: PredictAt) -> Settings {
+fn settings(predict: PredictAt, lookups: bool) -> Settings {
     Settings {
         sampling: Sampling::default(),
         seed: 1,
@@ -78,7 +77,7 @@ fn settings(predict: PredictAt) -> Settings {
         selection: Granularity::PerTokenAndHead,
         miss_cutoff: None,
         predict,
-        lookups: false,
+        lookups,
     }
 }
 
@@ -98,26 +97,33 @@ fn engine<B: Backend>(backend: B, settings: &Settings, blocks: usize) -> Engine<
     engine
 }
 
-/// Tokens and logits.
-fn answers<B: Backend>(
-    engine: &mut Engine<B>,
-    settings: &Settings,
-    script: &[Ask],
-) -> (Vec<u32>, Vec<Vec<f32>>) {
+/// What a generator gave.
+#[derive(Debug, Default, PartialEq)]
+struct Given {
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+    /// Of each token, by layer and head.
+    lookups: Vec<Vec<Vec<Vec<Fetched>>>>,
+}
+
+fn answers<B: Backend>(engine: &mut Engine<B>, settings: &Settings, script: &[Ask]) -> Given {
     let mut generator = Generator::new(engine, settings.clone(), 1).unwrap();
-    let (mut tokens, mut logits) = (Vec::new(), Vec::new());
+    let mut given = Given::default();
     for ask in script {
         match *ask {
             Ask::Read(prompt) => block_on(generator.read(&[prompt], |_| ())).unwrap(),
             Ask::Tokens(count) => {
-                tokens.extend((0..count).map(|_| block_on(generator.next()).unwrap()[0].unwrap()))
+                for _ in 0..count {
+                    given.tokens.push(block_on(generator.next()).unwrap()[0].unwrap());
+                    given.lookups.push(block_on(generator.lookups(0)).unwrap());
+                }
             }
-            Ask::Logits => logits.push(block_on(generator.logits(0)).unwrap()),
+            Ask::Logits => given.logits.push(block_on(generator.logits(0)).unwrap()),
             Ask::Rewind(length) => generator.rewind(length),
         }
-        tokens.push(generator.lengths()[0] as u32);
+        given.tokens.push(generator.lengths()[0] as u32);
     }
-    (tokens, logits)
+    given
 }
 
 const PROMPT: &[u32] = &[0, 7, 28, 5, 25, 1, 20, 24, 13, 16, 4, 6, 22, 23, 9, 9, 23];
@@ -135,13 +141,18 @@ fn steps_begun_ahead_change_nothing() {
     for count in 28..28 + 2 * BLOCK {
         scripts.push((9, vec![Read(PROMPT), Tokens(count), Logits, Tokens(7), Logits]));
     }
-    for predict in [PredictAt::LastToken, PredictAt::LastPosition] {
+    let predicted = [PredictAt::LastToken, PredictAt::LastPosition];
+    for (predict, lookups) in predicted.into_iter().flat_map(|predict| [(predict, false), (predict, true)]) {
         for (blocks, script) in &scripts {
-            let settings = settings(predict);
+            let settings = settings(predict, lookups);
             let mut on_device = engine(Device::default(), &settings, *blocks);
             let found = answers(&mut on_device, &settings, script);
             let mut on_cpu = engine(Cpu::<f64>::new(), &settings, *blocks);
             assert_eq!(found, answers(&mut on_cpu, &settings, script));
+            assert_eq!(
+                found.lookups.iter().any(|layers| layers.iter().flatten().any(|head| !head.is_empty())),
+                lookups
+            );
             let begun = on_device.parts().0.begun.get();
             assert!(begun > 5, "{begun} steps were begun ahead");
         }
@@ -151,7 +162,7 @@ fn steps_begun_ahead_change_nothing() {
 /// The step ahead then reads a token that is none. What is told is what happened before.
 #[test]
 fn logits_that_are_no_numbers_are_told_as_such() {
-    let settings = settings(PredictAt::LastToken);
+    let settings = settings(PredictAt::LastToken, false);
     let mut engine = engine(Device::default(), &settings, 9);
     let head = engine.model().weights.head;
     let values = vec![f32::NAN; engine.model().layout.info(head).shape.numel()];

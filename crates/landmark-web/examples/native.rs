@@ -65,6 +65,7 @@ fn ask<B: Backend + 'static>(backend: B, files: &ModelFiles, hidden: &Hidden, co
     let (began, mut count, mut answer) = (Instant::now(), 0, String::new());
     while let (true, Some(more)) = (count < hidden.max_new_tokens, block_on(recall.next(files))?) {
         (count, answer) = (count + 1, more);
+        block_on(recall.lookups())?;
     }
     let speed = count as f64 / began.elapsed().as_secs_f64();
     println!("{answer:?}, expected {}, at {speed:.0} tokens/s", hidden.expected);

@@ -58,6 +58,12 @@ impl WgpuArena {
         self.weights.filter(|_| is_quantised(self.layout.info(tensor)))
     }
 
+    /// The bytes of some elements of a tensor.
+    pub(crate) fn bytes_of(&self, tensor: Tensor, elements: &Range<usize>) -> Range<usize> {
+        let size = self.layout.info(tensor).dtype.size();
+        elements.start.saturating_mul(size)..elements.end.saturating_mul(size)
+    }
+
     /// The bytes of some elements, piece by piece: number of the piece, bytes in it, and where they lie among those
     /// asked for.
     ///

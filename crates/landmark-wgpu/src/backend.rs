@@ -8,7 +8,7 @@ use crate::readback::{Copy, Reading, read};
 use half::{bf16, f16};
 use landmark_core::quantize::{BLOCK, Bits, Quantized, dequantize, quantize};
 use landmark_core::{
-    Answer, Backend, DType, Error, Layout, PageId, PageStore, Paging, Program, Result, Tensor,
+    Answer, Backend, DType, Elements, Error, Layout, PageId, PageStore, Paging, Program, Result, Tensor,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -134,23 +134,24 @@ impl Wgpu {
             return self.read_quantised(arena, tensor, bits, bytes).await;
         }
         self.shared.settle().await?;
-        self.begin_bytes(arena, tensor, bytes)?.await
+        self.begin_bytes(arena, &[(tensor, bytes)])?.await
     }
 
     /// Submits the copies of what is not quantised.
     fn begin_bytes(
         &self,
         arena: &WgpuArena,
-        tensor: Tensor,
-        bytes: Range<usize>,
+        wanted: &[(Tensor, Range<usize>)],
     ) -> Result<impl Future<Output = Result<Vec<u8>>> + use<>> {
         let (mut copies, mut asked, mut at) = (Vec::new(), Vec::new(), 0);
-        for (piece, bytes, _) in arena.spans(tensor, bytes)? {
-            // Copies are of whole words.
-            let (first, end) = (bytes.start / 4 * 4, bytes.end.next_multiple_of(4));
-            copies.push(Copy { buffer: &piece.buffer, first: first as u64, bytes: (end - first) as u64 });
-            asked.push(at + bytes.start - first..at + bytes.end - first);
-            at += end - first;
+        for (tensor, bytes) in wanted {
+            for (piece, bytes, _) in arena.spans(*tensor, bytes.clone())? {
+                // Copies are of whole words.
+                let (first, end) = (bytes.start / 4 * 4, bytes.end.next_multiple_of(4));
+                copies.push(Copy { buffer: &piece.buffer, first: first as u64, bytes: (end - first) as u64 });
+                asked.push(at + bytes.start - first..at + bytes.end - first);
+                at += end - first;
+            }
         }
         let reading = Reading::begin(&self.shared, &copies)?;
         let shared = self.shared.clone();
@@ -271,22 +272,15 @@ impl Backend for Wgpu {
     }
 
     async fn read_at(&self, arena: &WgpuArena, tensor: Tensor, elements: Range<usize>) -> Result<Vec<u8>> {
-        let size = arena.layout.info(tensor).dtype.size();
-        self.read_bytes(arena, tensor, elements.start.saturating_mul(size)..elements.end.saturating_mul(size))
-            .await
+        self.read_bytes(arena, tensor, arena.bytes_of(tensor, &elements)).await
     }
 
-    fn begin_read(
-        &self,
-        arena: &WgpuArena,
-        tensor: Tensor,
-        elements: Range<usize>,
-    ) -> Result<Option<Answer>> {
-        if arena.bits(tensor).is_some() {
+    fn begin_read(&self, arena: &WgpuArena, wanted: &[Elements]) -> Result<Option<Answer>> {
+        if wanted.iter().any(|(tensor, _)| arena.bits(*tensor).is_some()) {
             return Ok(None);
         }
-        let size = arena.layout.info(tensor).dtype.size();
-        let bytes = elements.start.saturating_mul(size)..elements.end.saturating_mul(size);
-        Ok(Some(Box::pin(self.begin_bytes(arena, tensor, bytes)?)))
+        let in_bytes = |(tensor, elements): &Elements| (*tensor, arena.bytes_of(*tensor, elements));
+        let wanted: Vec<_> = wanted.iter().map(in_bytes).collect();
+        Ok(Some(Box::pin(self.begin_bytes(arena, &wanted)?)))
     }
 }

@@ -104,16 +104,18 @@ pub fn check_begun_reads<B: Backend>(backend: &B) {
     let mut answers = Vec::new();
     for round in 0..12 {
         backend.write(&mut arena, tensor, &numbers(round)).unwrap();
-        let answer = backend.begin_read(&arena, tensor, 3..70).unwrap().expect("a read that is begun");
+        let wanted = [(tensor, 3..70), (tensor, 1..2)];
+        let answer = backend.begin_read(&arena, &wanted).unwrap().expect("a read that is begun");
         if round % 4 != 3 {
             answers.push((round, answer));
         }
     }
     assert_eq!(now(backend.read(&arena, tensor)).unwrap(), numbers(11));
     for (round, answer) in answers.into_iter().rev() {
-        assert_eq!(now(answer).unwrap(), numbers(round)[12..], "round {round}");
+        let expected = [&numbers(round)[12..], &numbers(round)[4..8]].concat();
+        assert_eq!(now(answer).unwrap(), expected, "round {round}");
     }
-    assert!(backend.begin_read(&arena, tensor, 60..71).is_err());
+    assert!(backend.begin_read(&arena, &[(tensor, 0..1), (tensor, 60..71)]).is_err());
 }
 
 /// `n` normal numbers, the same on every machine for the same `salt`, each exact in f32: then a backend in f32
