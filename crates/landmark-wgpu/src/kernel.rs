@@ -192,18 +192,19 @@ impl Kernel {
         self.raw(name, "vec4<u32>", Entry::Read, codes);
         self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
         // A chunk of 16 bytes holds 16 or 32 elements, a block of 32 two chunks or one.
-        let (shift, parts, codes) = match bits {
-            Bits::Eight => (4, 4, "unpack_q8(w[i])"),
-            Bits::Four => (5, 8, "unpack_q4(w[i >> 1u], i & 1u)"),
+        let (shift, parts, zero, codes) = match bits {
+            Bits::Eight => (4, 4, 0, "unpack_q8(w[i])"),
+            Bits::Four => (5, 8, 8, "unpack_q4(w[i >> 1u], i & 1u)"),
         };
         let _ = write!(
             self.declarations,
             "const {name}_PARTS: u32 = {parts}u;
+const {name}_ZERO: f32 = {zero}.0;
 fn {name}_scale(e: u32) -> f32 {{ return unpack_f16({name}_scales[e >> 6u])[(e >> 5u) & 1u]; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> {shift}u]; }}
 fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return {codes}; }}
 fn {name}_quad(e: u32, valid: u32) -> vec4<f32> {{
-    return {name}_scale(e) * {name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS);
+    return {name}_scale(e) * ({name}_part({name}[e >> {shift}u], (e >> 2u) % {name}_PARTS) - {name}_ZERO);
 }}
 "
         );
@@ -268,6 +269,7 @@ fn {name}_next(start: u32, i: u32, valid: u32) -> vec4<f32> {{ {next} }}
                 let _ = write!(
                     self.declarations,
                     "const {name}_PARTS: u32 = 1u;
+const {name}_ZERO: f32 = 0.0;
 fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return bitcast<vec4<u32>>({name}_quad(e, valid)); }}
 fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return bitcast<vec4<f32>>(w); }}
@@ -280,6 +282,7 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{ return bitcast<vec4<f32>>(w
         let _ = write!(
             self.declarations,
             "const {name}_PARTS: u32 = 2u;
+const {name}_ZERO: f32 = 0.0;
 fn {name}_scale(e: u32) -> f32 {{ return 1.0; }}
 fn {name}_load(e: u32, valid: u32) -> vec4<u32> {{ return {name}[e >> 3u]; }}
 fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
@@ -332,9 +335,10 @@ fn {name}_part(w: vec4<u32>, i: u32) -> vec4<f32> {{
     /// The same of weights in blocks: `x_oct`, eight codes and their scale, and `x_quads`.
     pub(crate) fn octs_of_codes(&mut self, name: &str, bits: Bits, codes: Resource, scales: Resource) {
         let (element, words, low, high) = match bits {
-            Bits::Eight => ("vec2<u32>", "words", "unpack_q8(fetched.x)", "unpack_q8(fetched.y)"),
-            Bits::Four => ("u32", "words, 0u", "unpack_q4(fetched.x, 0u)", "unpack_q4(fetched.x, 1u)"),
+            Bits::Eight => ("vec2<u32>", "words", "codes_q8(fetched.x)", "codes_q8(fetched.y)"),
+            Bits::Four => ("u32", "words, 0u", "codes_q4(fetched.x, 0u)", "codes_q4(fetched.x, 1u)"),
         };
+        self.include(include_str!("shaders/codes.wgsl"));
         self.raw(name, element, Entry::Read, codes);
         self.raw(&format!("{name}_scales"), "u32", Entry::Read, scales);
         let _ = write!(

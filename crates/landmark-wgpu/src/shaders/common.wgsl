@@ -38,21 +38,21 @@ fn pack_bf16(v: vec2<f32>) -> u32 {
     return (kept.x >> 16u) | (kept.y & 0xffff0000u);
 }
 
-// Four signed bytes. GPUs turn integers into floats slowly; but a code with 128 added, in the low bits of the f16 1024.0, is a
-// number already, and two of them lie in a word.
+// Four signed bytes.
 fn unpack_q8(word: u32) -> vec4<f32> {
-    let even = unpack2x16float((word & 0x00ff00ffu) ^ 0x64806480u);
-    let odd = unpack2x16float(((word >> 8u) & 0x00ff00ffu) ^ 0x64806480u);
-    return vec4<f32>(even.x, odd.x, even.y, odd.y) - vec4<f32>(1152.0);
+    let w = bitcast<i32>(word);
+    return vec4<f32>(vec4<i32>(
+        extractBits(w, 0u, 8u), extractBits(w, 8u, 8u), extractBits(w, 16u, 8u), extractBits(w, 24u, 8u)));
 }
 
-// Half of eight numbers of 4 bits, stored with 8 added, in the same way: one four places on is in the same word.
+// Half of eight numbers of 4 bits, stored with 8 added, as they are stored: every other one is a byte of the word with the
+// others masked out, which becomes a float in one instruction.
 fn unpack_q4(word: u32, half: u32) -> vec4<f32> {
-    let first = unpack2x16float((word & 0x000f000fu) | 0x64006400u);
-    let second = unpack2x16float(((word >> 4u) & 0x000f000fu) | 0x64006400u);
-    let third = unpack2x16float(((word >> 8u) & 0x000f000fu) | 0x64006400u);
-    let fourth = unpack2x16float(((word >> 12u) & 0x000f000fu) | 0x64006400u);
-    return vec4<f32>(first[half], second[half], third[half], fourth[half]) - vec4<f32>(1032.0);
+    let even = word & 0x0f0f0f0fu;
+    let odd = (word >> 4u) & 0x0f0f0f0fu;
+    let at = 16u * half;
+    return vec4<f32>(vec4<u32>(
+        extractBits(even, at, 8u), extractBits(odd, at, 8u), extractBits(even, at + 8u, 8u), extractBits(odd, at + 8u, 8u)));
 }
 
 // Codes of 8 bits in the highest bits of a word: multiplied there, since software shifts numbers one by one.

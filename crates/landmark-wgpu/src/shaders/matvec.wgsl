@@ -38,6 +38,7 @@ fn product$(col: u32, thread: u32) {
         let scales =
             vec4<f32>(b$_scale(b0 + k), b$_scale(b1 + k), third$_scale(b2 + k), third$_scale(b3 + k));
         var products: array<vec4<f32>, ROWS>;
+        var totals: array<f32, ROWS>;
         for (var i = 0u; i < b$_PARTS; i++) {
             let p0 = b$_part(w0, i);
             let p1 = b$_part(w1, i);
@@ -49,11 +50,12 @@ fn product$(col: u32, thread: u32) {
                     sums[ROWS + row / 4u][row % 4u] += dot(a, a);
                     a *= norm_quad(k + 4u * i, valid);
                 }
+                totals[row] += sum4(a);
                 products[row] += vec4<f32>(dot(a, p0), dot(a, p1), dot(a, p2), dot(a, p3));
             }
         }
         for (var row = 0u; row < ROWS; row++) {
-            sums[row] += scales * products[row];
+            sums[row] += scales * (products[row] - b$_ZERO * totals[row]);
         }
     }
     combine(&sums, thread);
