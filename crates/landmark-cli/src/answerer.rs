@@ -64,11 +64,11 @@ pub struct Asked {
     pub title: String,
 }
 
-/// Opens a model.
+/// Opens a model, to be asked in prompts of up to `longest` tokens.
 ///
 /// # Errors
-/// If it cannot be read.
-pub fn open(args: &ProbeArgs) -> Result<Asked> {
+/// If it cannot be read, or the machine has too little memory for such prompts.
+pub fn open(args: &ProbeArgs, longest: Option<usize>) -> Result<Asked> {
     let path = args.model.path();
     let device = args.device.device.select()?;
     let opened = Opened::open(&args.model, device)?;
@@ -80,8 +80,20 @@ pub fn open(args: &ProbeArgs) -> Result<Asked> {
     });
     let (title, memory) = (path.display().to_string(), args.memory.clone());
     let backend = device.open(opened.blocks())?;
-    let answerer = Box::new(Model { backend, opened, flags: memory, engine: None });
-    Ok(Asked { answerer, identity, title })
+    let model = Model { backend, opened, flags: memory, engine: None };
+    // Before a long prompt is written. A GPU has other memory than that in which prompts are written.
+    if let (Some(length), Device::Cpu) = (longest, device) {
+        opened::room(
+            model.backend.clone(),
+            &model.opened,
+            &model.memory(length)?,
+            &model.flags,
+            1,
+            false,
+            None,
+        )?;
+    }
+    Ok(Asked { answerer: Box::new(model), identity, title })
 }
 
 /// Which file, and whether it is still the one that it was.
@@ -97,6 +109,11 @@ fn identity(path: &Path) -> Result<Value> {
     Ok(
         json!({ "path": path, "bytes": found.len(), "modified": modified.map(|time| time.as_millis() as u64) }),
     )
+}
+
+/// Tokens for which room is made where so many are expected.
+fn with_reserve(length: usize) -> usize {
+    length.saturating_add(length / 16 + 1)
 }
 
 struct Model<B: Backend> {
@@ -115,12 +132,16 @@ impl<B: Backend + Clone> Model<B> {
             return Ok(());
         }
         self.engine = None;
-        let length = length + length / 16 + 1;
-        let memory = self.opened.memory(&self.flags, length)?;
+        let memory = self.memory(length)?;
         let engine =
             opened::engine(self.backend.clone(), &self.opened, &memory, &self.flags, 1, false, None)?;
-        self.engine = Some((length, memory, engine));
+        self.engine = Some((with_reserve(length), memory, engine));
         Ok(())
+    }
+
+    /// A memory for texts of `length` tokens and a little more.
+    fn memory(&self, length: usize) -> Result<Memory> {
+        self.opened.memory(&self.flags, with_reserve(length))
     }
 
     fn continued(&mut self, prompt: &str, max_new_tokens: usize) -> Result<Answer> {

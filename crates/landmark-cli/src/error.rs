@@ -4,8 +4,10 @@
 //! where the first does not. What the user asked for and cannot have is a usage error (exit code 2); what the
 //! world refused is not (exit code 1).
 
+use std::error::Error as Failure;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use landmark_model::batch::BatchError;
 use landmark_model::sample::SampleError;
 use landmark_model::schedule::ScheduleError;
@@ -73,6 +75,16 @@ pub enum Error {
         /// Why it cannot be had.
         reason: String,
     },
+    /// More memory than there is.
+    #[error("out of memory: {} are needed for {what}", ByteSize(*needed))]
+    Memory {
+        /// Bytes asked for.
+        needed: u64,
+        /// What they were for.
+        what: String,
+        /// What to do.
+        help: &'static str,
+    },
     /// A learning rate schedule that cannot be followed.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
@@ -123,12 +135,21 @@ impl Error {
         Error::Io { path: path.into(), source }
     }
 
+    /// The same error; but if memory ran out anywhere, with what to do about it.
+    pub fn for_want_of_memory(self, help: &'static str) -> Error {
+        match wanted_memory(&self) {
+            Some((needed, what)) => Error::Memory { needed, what, help },
+            None => self,
+        }
+    }
+
     /// The second line of the message, if there is one.
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Parse { help, .. } | Error::Flag { help, .. } | Error::Input { help, .. } => {
                 Some(help.as_str()).filter(|help| !help.is_empty())
             }
+            Error::Memory { help, .. } => Some(help),
             Error::Stored { .. } => Some(
                 "the file is damaged, or was written by another program; \
                  a flag of the same name on the command line takes precedence",
@@ -151,5 +172,49 @@ impl Error {
             | Error::Sample(SampleError::Temperature(_) | SampleError::TopK | SampleError::TopP(_)) => 2,
             _ => 1,
         }
+    }
+}
+
+/// How many bytes there were too few, and for what, if that is what an error is about.
+fn wanted_memory(error: &(dyn Failure + 'static)) -> Option<(u64, String)> {
+    use landmark_core::Error as Core;
+    use landmark_model::{engine, generate};
+    let inner: &(dyn Failure + 'static) =
+        if let Some(Core::OutOfMemory { needed, what }) = error.downcast_ref() {
+            return Some((*needed, what.clone()));
+        } else if let Some(engine::Error::Backend(error)) = error.downcast_ref() {
+            error
+        } else if let Some(generate::Error::Engine(error)) = error.downcast_ref() {
+            error
+        } else {
+            match error.downcast_ref::<Error>()? {
+                Error::Model(error) => error,
+                Error::Generate(error) => error,
+                Error::Probe(landmark_probe::Error::Unanswered { source, .. }) => &**source,
+                _ => return None,
+            }
+        };
+    wanted_memory(inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_want_of_memory_is_found_wherever_it_is_told() {
+        let core = || landmark_core::Error::OutOfMemory { needed: 3 << 30, what: "weights".into() };
+        let engine = || landmark_model::engine::Error::from(core());
+        let unanswered = landmark_probe::Error::Unanswered {
+            id: "a question".into(),
+            source: Box::new(Error::Generate(engine().into())),
+        };
+        for error in [Error::Model(engine()), Error::Generate(engine().into()), Error::Probe(unanswered)] {
+            let error = error.for_want_of_memory("take less");
+            assert_eq!(error.to_string(), "out of memory: 3.0 GiB are needed for weights");
+            assert_eq!((error.help(), error.exit_code()), (Some("take less"), 1));
+        }
+        let other = Error::Model(landmark_model::engine::Error::Missing("w".into()));
+        assert!(matches!(other.for_want_of_memory("take less"), Error::Model(_)));
     }
 }

@@ -306,18 +306,34 @@ pub fn engine<B: Backend>(
     lookups: bool,
     saved: Option<MemoryFile>,
 ) -> Result<Engine<B>> {
+    let mut engine = room(backend, opened, memory, args, batch, lookups, saved)?;
+    match &opened.adapter {
+        Some(adapter) => adapter.load(&opened.checkpoint, &mut engine)?,
+        None => _ = opened.checkpoint.load(&mut engine, AttentionBias::Keep)?,
+    }
+    Ok(engine)
+}
+
+/// The same without any weights.
+///
+/// # Errors
+/// As [`engine`], and too little memory.
+pub fn room<B: Backend>(
+    backend: B,
+    opened: &Opened,
+    memory: &Memory,
+    args: &MemoryArgs,
+    batch: usize,
+    lookups: bool,
+    saved: Option<MemoryFile>,
+) -> Result<Engine<B>> {
     let settings = memory.settings(Sampling::default(), 0, lookups);
     let room = Room { compute: opened.compute, ..settings.room(&opened.config, memory.cache, batch) };
     // Before anything is computed from its extents.
     room.validate(&opened.config).map_err(landmark_model::engine::Error::from)?;
     let paging = paging(args, opened, memory.cache, batch, saved)?;
     let lora = opened.adapter.as_ref().map(Adapted::lora);
-    let mut engine = Engine::with(backend, opened.config.clone(), room, lora, paging)?;
-    match &opened.adapter {
-        Some(adapter) => adapter.load(&opened.checkpoint, &mut engine)?,
-        None => _ = opened.checkpoint.load(&mut engine, AttentionBias::Keep)?,
-    }
-    Ok(engine)
+    Ok(Engine::with(backend, opened.config.clone(), room, lora, paging)?)
 }
 
 /// Where the pages of a memory go.

@@ -64,7 +64,10 @@ pub fn run(plan: &Plan<'_>, args: &ProbeArgs, report: &Report) -> Result<()> {
         let title = answers.display().to_string();
         return show(plan, &title, json!({ "answers": answers }), &file.score(answers)?, args, report);
     }
-    let mut opened = answerer::open(args)?;
+    // What length the prompts of a suite will have.
+    let lengths = plan.suite.keys().into_iter().map(|key| key.length);
+    let longest = lengths.max().filter(|_| plan.unit == Unit::Tokens && file.is_none());
+    let mut opened = answerer::open(args, longest)?;
     if let Some(folder) = folder(plan, args) {
         // Before hours of work, not after.
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;

@@ -111,11 +111,9 @@ fn impossible_flags_are_usage_errors() {
         refused(&eval(&fixture(model), text(&data), &flags), 2, &[said]);
     }
     // Possible, but not on any machine.
-    for huge in [
-        ["--lm_cache", "kv", "--mem_cache_size", "1099511627776"],
-        ["--lm_cache", "kv", "--mem_cache_size", "1073741000"],
-    ] {
-        refused(&eval(&fixture("gpt_base"), text(&data), &huge), 1, &["bytes"]);
+    for (size, said) in [("1099511627776", "bytes"), ("1073741000", "lower --batch-size")] {
+        let huge = ["--lm_cache", "kv", "--mem_cache_size", size];
+        refused(&eval(&fixture("gpt_base"), text(&data), &huge), 1, &[said]);
     }
 }
 
@@ -132,6 +130,13 @@ fn impossible_generations_are_refused() {
     run(&["--prompt-file", "/nowhere"], 1, &["/nowhere"]);
     run(&["--prompt", "a", "--tokenizer", "/nowhere"], 1, &["/nowhere"]);
     run(&["--prompt-tokens", "1", "--max-new-tokens", "18446744073709551615"], 1, &["the cache", "bytes"]);
+}
+
+/// Before prompts of that length are written.
+#[test]
+fn texts_longer_than_memory_are_refused() {
+    let said = ["out of memory", "iB are needed", "--memory-file"];
+    refused(&["passkey", "--device", "cpu", "--lengths", "400000000", "--num-tests", "1"], 1, &said);
 }
 
 #[test]

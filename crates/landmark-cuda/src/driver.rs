@@ -254,7 +254,7 @@ impl Buffer {
             let free = device.free_memory().unwrap_or(0);
             return Err(Error::OutOfMemory {
                 needed: bytes,
-                what: format!("{what} ({free} bytes are free)"),
+                what: format!("{what} ({:.1} GiB are free)", free as f64 / f64::from(1 << 30)),
             });
         }
         check(status, "allocating memory")?;

@@ -130,6 +130,34 @@ impl Command {
             Command::Info(args) => &args.common,
         }
     }
+
+    /// The flags with which it takes less memory, as a piece of advice.
+    pub fn memory_savers(&self) -> &'static str {
+        match self {
+            Command::Train(_) => {
+                "lower --batch-size and raise --acc-steps, which makes the same steps, or take a smaller model or \
+                 --sequence-length"
+            }
+            Command::Finetune(_) => {
+                "lower --per-device-train-batch-size (and raise --gradient-accumulation-steps) or \
+                 --model-max-length, or give --gradient-checkpointing"
+            }
+            Command::Eval(_) => "lower --batch-size, --mid-length or --mem-cache-size",
+            Command::Generate(_)
+            | Command::Index(_)
+            | Command::Ask(_)
+            | Command::Passkey(_)
+            | Command::Retrieval(_) => {
+                "keep blocks of the memory elsewhere with --device-memory SIZE, --host-memory SIZE and \
+                 --memory-file FILE, keep fewer with --mem-cache-size, or read shorter chunks with --mid-length"
+            }
+            Command::Bench(_) => {
+                "lower --batch-size, --context or --n-layer, or keep only so much of the memory on the device with \
+                 --device-memory SIZE"
+            }
+            _ => "use a machine with more memory, or a smaller model",
+        }
+    }
 }
 
 /// The parser, with both spellings of every flag. The released flags get their defaults from [`RunArgs`]: in
@@ -211,6 +239,35 @@ mod tests {
     #[test]
     fn the_parser_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn flags_that_save_memory_are_flags_of_the_command() {
+        for line in [
+            "train",
+            "eval --checkpoint c",
+            "finetune --model_name_or_path m --train_file t --output_dir o",
+            "generate --prompt p",
+            "index a --output b",
+            "ask m q",
+            "passkey",
+            "retrieval --model m",
+            "bench decode",
+        ] {
+            let name = line.split(' ').next().unwrap_or_default();
+            let advice = parse_line(&format!("landmark {line}")).unwrap().command.memory_savers();
+            let commands = command();
+            let flags: Vec<&str> = commands
+                .find_subcommand(name)
+                .unwrap()
+                .get_arguments()
+                .filter_map(clap::Arg::get_long)
+                .collect();
+            let named: Vec<&str> =
+                advice.split([' ', ',', ')']).filter_map(|word| word.strip_prefix("--")).collect();
+            assert!(!named.is_empty(), "{name}");
+            assert!(named.iter().all(|flag| flags.contains(flag)), "{name}: {advice}");
+        }
     }
 
     #[test]

@@ -35,24 +35,28 @@ pub fn run(cli: &Cli) -> Result<()> {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
     }
     let report = Report::new(common);
-    match &cli.command {
-        Command::Prepare(args) => prepare::run(args, &report),
-        Command::Train(args) => train::run(args, &report),
-        Command::Finetune(args) => finetune::run(args, &report),
-        Command::Eval(args) => eval::run(args, &report),
-        Command::Generate(args) => generate::run(args, &report),
-        Command::Index(args) => ask::index(args, &report),
-        Command::Ask(args) => ask::ask(args, &report),
-        Command::Passkey(args) => passkey::run(args, &report),
-        Command::Retrieval(args) => retrieval::run(args, &report),
-        Command::WeightDiff(args) => weight_diff::run(args, &report),
-        Command::Lessons(args) => lessons::run(args, &report),
-        Command::Init(args) => init::run(args, &report),
-        Command::Convert(args) => convert::run(args, &report),
-        Command::Quantize(args) => quantize::run(args, &report),
-        Command::Demo(args) => demo::run(args, &report),
-        Command::Bench(args) => bench::run(args, &report),
-        Command::Info(args) => info::run(args, &report),
+    dispatch(&cli.command, &report).map_err(|error| error.for_want_of_memory(cli.command.memory_savers()))
+}
+
+fn dispatch(command: &Command, report: &Report) -> Result<()> {
+    match command {
+        Command::Prepare(args) => prepare::run(args, report),
+        Command::Train(args) => train::run(args, report),
+        Command::Finetune(args) => finetune::run(args, report),
+        Command::Eval(args) => eval::run(args, report),
+        Command::Generate(args) => generate::run(args, report),
+        Command::Index(args) => ask::index(args, report),
+        Command::Ask(args) => ask::ask(args, report),
+        Command::Passkey(args) => passkey::run(args, report),
+        Command::Retrieval(args) => retrieval::run(args, report),
+        Command::WeightDiff(args) => weight_diff::run(args, report),
+        Command::Lessons(args) => lessons::run(args, report),
+        Command::Init(args) => init::run(args, report),
+        Command::Convert(args) => convert::run(args, report),
+        Command::Quantize(args) => quantize::run(args, report),
+        Command::Demo(args) => demo::run(args, report),
+        Command::Bench(args) => bench::run(args, report),
+        Command::Info(args) => info::run(args, report),
     }
 }
 

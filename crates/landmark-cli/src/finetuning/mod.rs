@@ -11,7 +11,6 @@ pub mod checkpoint;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bytesize::ByteSize;
 use landmark_core::{Backend, Paging};
 use landmark_data::packed::{self, Special};
 use landmark_formats::atomic;
@@ -233,14 +232,8 @@ fn losses(path: &Path) -> Result<Vec<f64>> {
     Ok(text.lines().filter_map(loss).collect())
 }
 
-/// Says what to do about a loss that is no number, and about too little memory.
+/// Says what to do about a loss that is no number.
 fn stopped(error: engine::Error, folder: &Path) -> Error {
-    if let engine::Error::Backend(landmark_core::Error::OutOfMemory { needed, .. }) = error {
-        let reason = format!("a step needs {} of memory, more than there is", ByteSize(needed));
-        let help = "lower --per-device-train-batch-size (and raise --gradient-accumulation-steps) or \
-                    --model-max-length, or give --gradient-checkpointing";
-        return Error::flag("--per-device-train-batch-size", reason, help);
-    }
     let engine::Error::Loss { .. } = error else { return error.into() };
     let newest = checkpoint::all(folder).ok().and_then(|mut found| found.pop());
     let help = match newest {

@@ -108,11 +108,26 @@ impl<T> CpuPlan<T> {
     }
 }
 
-/// Refuses what the allocator would refuse with an abort.
+/// Refuses what the allocator would refuse with an abort, and what the system would promise without having it: it kills who then
+/// uses it.
 fn affordable(bytes: u64, what: &str) -> Result<()> {
     let mut probe: Vec<u8> = Vec::new();
     let needed = usize::try_from(bytes).unwrap_or(usize::MAX);
-    probe.try_reserve_exact(needed).map_err(|_| Error::OutOfMemory { needed: bytes, what: what.into() })
+    let is_promised = probe.try_reserve_exact(needed).is_ok();
+    if !is_promised || available_memory().is_some_and(|available| bytes > available) {
+        return Err(Error::OutOfMemory { needed: bytes, what: what.into() });
+    }
+    Ok(())
+}
+
+/// Bytes that the system can still give, where it says so (on Linux).
+fn available_memory() -> Option<u64> {
+    let said = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kilobytes = |name: &str| -> Option<u64> {
+        let line = said.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some(1024 * (kilobytes("MemAvailable:")? + kilobytes("SwapFree:").unwrap_or(0)))
 }
 
 impl<T: Real> Backend for Cpu<T> {
