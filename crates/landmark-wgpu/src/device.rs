@@ -281,7 +281,7 @@ impl Shared {
             source: wgpu::ShaderSource::Wgsl(source.into()),
         };
         // wgpu counts the turns of every loop, lest one be endless, and drivers unroll no loop that also ends by a count:
-        // without that, LLaMA 7B decodes a quarter faster. Indices stay checked. (A browser decides for itself.)
+        // without that, LLaMA 7B decodes a fifth faster. Indices stay checked. (A browser decides for itself.)
         let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..Default::default() };
         // SAFETY: the condition is that no loop is endless. Shaders are this crate's own text, and each of their loops
         // moves a number on towards a bound in every turn.

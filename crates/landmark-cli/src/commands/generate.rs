@@ -104,7 +104,7 @@ impl Prompt {
             return Err(refuse("is too long for a prompt", "a prompt has at most 512 MiB"));
         }
         let text = String::from_utf8(bytes)
-            .map_err(|_| refuse("is not UTF-8 text", "convert it, or give --prompt-tokens"))?;
+            .map_err(|_| refuse("is not UTF-8 text", "convert it, with iconv for instance"))?;
         Ok(Some(text))
     }
 }
