@@ -181,7 +181,75 @@ fn launch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use landmark_core::quantize::Bits;
+    use crate::readback::{Copy, read};
+    use crate::{Options, Wgpu};
+    use half::f16;
+    use landmark_core::quantize::{Bits, dequantize, quantize};
+    use pollster::block_on;
+    use wgpu::util::DeviceExt;
+
+    /// What matrix units are given of weights in blocks are the weights, rounded to f16.
+    #[test]
+    fn codes_become_the_weights_in_f16() {
+        const BODY: &str = "fn put_eight(i: u32) {
+    let quads = b_quads(b_oct(8u * i, 8u), 8u * i);
+    out_put(8u * i, vec4<f32>(quads[0]), 4u);
+    out_put(8u * i + 4u, vec4<f32>(quads[1]), 4u);
+}
+";
+        // For f16 in shaders, which llvmpipe has.
+        let options = Options { emulate_matrix_units: true, ..Options::default() };
+        let device = block_on(Wgpu::open(&options)).expect("an adapter");
+        let shared = &device.shared;
+        let values: Vec<f32> = (0..256).map(|i| (i as f32 * 0.71).sin() * (1 + i / 32) as f32).collect();
+        for bits in [Bits::Eight, Bits::Four] {
+            let blocks = quantize(&values, bits);
+            let scales: Vec<u8> = blocks.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            let mut k = Kernel::new("codes", BODY);
+            k.extension("f16");
+            k.param("none", 0_usize);
+            k.constant("WORKGROUP", 32);
+            let scratch = Resource::Scratch;
+            k.octs_of_codes("b", bits, scratch(0), scratch(1));
+            k.storage("out", DType::F32, 4, Entry::Write, scratch(2));
+            k.each("put_eight");
+            let params = k.params();
+            let usage =
+                wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC;
+            let buffers = [&params[..], &blocks.codes, &scales, &[0; 1024]].map(|contents| {
+                let described = wgpu::util::BufferInitDescriptor { label: None, contents, usage };
+                shared.device.create_buffer_init(&described)
+            });
+            let made = shared.pipeline("codes", &k.source(), &k.entries()).unwrap();
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
+                .zip(&buffers)
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: buffer.as_entire_binding(),
+                })
+                .collect();
+            let layout = &made.layout;
+            let group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout,
+                entries: &entries,
+            });
+            let mut encoder = shared.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&made.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+            drop(pass);
+            shared.queue.submit([encoder.finish()]);
+            let found =
+                block_on(read(shared, &[Copy { buffer: &buffers[3], first: 0, bytes: 1024 }])).unwrap();
+            let found: Vec<f32> =
+                found.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let expected: Vec<f32> =
+                dequantize(&blocks, bits).into_iter().map(|weight| f16::from_f32(weight).to_f32()).collect();
+            assert_eq!(found, expected, "{bits:?}");
+        }
+    }
 
     /// No device of CI has matrix units; that their kernel is WGSL for every kind of weights can be seen without.
     #[test]
