@@ -83,15 +83,7 @@ pub fn open(args: &ProbeArgs, longest: Option<usize>) -> Result<Asked> {
     let model = Model { backend, opened, flags: memory, engine: None };
     // Before a long prompt is written. A GPU has other memory than that in which prompts are written.
     if let (Some(length), Device::Cpu) = (longest, device) {
-        opened::room(
-            model.backend.clone(),
-            &model.opened,
-            &model.memory(length)?,
-            &model.flags,
-            1,
-            false,
-            None,
-        )?;
+        model.room(length)?;
     }
     Ok(Asked { answerer: Box::new(model), identity, title })
 }
@@ -111,11 +103,6 @@ fn identity(path: &Path) -> Result<Value> {
     )
 }
 
-/// Tokens for which room is made where so many are expected.
-fn with_reserve(length: usize) -> usize {
-    length.saturating_add(length / 16 + 1)
-}
-
 struct Model<B: Backend> {
     backend: B,
     opened: Opened,
@@ -132,16 +119,19 @@ impl<B: Backend + Clone> Model<B> {
             return Ok(());
         }
         self.engine = None;
-        let memory = self.memory(length)?;
-        let engine =
-            opened::engine(self.backend.clone(), &self.opened, &memory, &self.flags, 1, false, None)?;
-        self.engine = Some((with_reserve(length), memory, engine));
+        let (length, memory, mut engine) = self.room(length)?;
+        self.opened.fill(&mut engine)?;
+        self.engine = Some((length, memory, engine));
         Ok(())
     }
 
-    /// A memory for texts of `length` tokens and a little more.
-    fn memory(&self, length: usize) -> Result<Memory> {
-        self.opened.memory(&self.flags, with_reserve(length))
+    /// Room for `length` tokens and a few more, which are counted.
+    fn room(&self, length: usize) -> Result<(usize, Memory, Engine<B>)> {
+        let length = length.saturating_add(length / 16 + 1);
+        let memory = self.opened.memory(&self.flags, length)?;
+        let engine =
+            opened::engine(self.backend.clone(), &self.opened, &memory, &self.flags, 1, false, None)?;
+        Ok((length, memory, engine))
     }
 
     fn continued(&mut self, prompt: &str, max_new_tokens: usize) -> Result<Answer> {

@@ -159,6 +159,18 @@ impl Opened {
         self.adapter.as_ref().map_or(Ok(model.clone()), |adapter| adapter.fingerprint(&model))
     }
 
+    /// Puts the model's weights into an engine, an adapter's as well.
+    ///
+    /// # Errors
+    /// Files that cannot be read, weights that do not fit.
+    pub fn fill<B: Backend>(&self, engine: &mut Engine<B>) -> Result<()> {
+        match &self.adapter {
+            Some(adapter) => adapter.load(&self.checkpoint, engine)?,
+            None => _ = self.checkpoint.load(engine, AttentionBias::Keep)?,
+        }
+        Ok(())
+    }
+
     /// Resolves the flags of the memory for a text of `length` tokens in all.
     ///
     /// # Errors
@@ -292,33 +304,12 @@ fn landmark_memory(
     Ok((CacheShape::Mem { blocks, block, top_k }, chunk))
 }
 
-/// An engine with this memory for `batch` texts at a time, and the model's weights in it. Blocks come from `saved`
-/// where it holds them.
+/// An engine with this memory for `batch` texts at a time, and room for the weights that [`Opened::fill`] puts into it. Blocks
+/// come from `saved` where it holds them.
 ///
 /// # Errors
-/// A budget that is too small, a folder that cannot be written to, weights that do not fit.
+/// A budget that is too small, a folder that cannot be written to, too little memory.
 pub fn engine<B: Backend>(
-    backend: B,
-    opened: &Opened,
-    memory: &Memory,
-    args: &MemoryArgs,
-    batch: usize,
-    lookups: bool,
-    saved: Option<MemoryFile>,
-) -> Result<Engine<B>> {
-    let mut engine = room(backend, opened, memory, args, batch, lookups, saved)?;
-    match &opened.adapter {
-        Some(adapter) => adapter.load(&opened.checkpoint, &mut engine)?,
-        None => _ = opened.checkpoint.load(&mut engine, AttentionBias::Keep)?,
-    }
-    Ok(engine)
-}
-
-/// The same without any weights.
-///
-/// # Errors
-/// As [`engine`], and too little memory.
-pub fn room<B: Backend>(
     backend: B,
     opened: &Opened,
     memory: &Memory,

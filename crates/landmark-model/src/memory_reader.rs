@@ -18,6 +18,7 @@ use crate::reader::{PredictAt, given_positions};
 use crate::record::{Choice, Context, Granularity, Pass, Placement, Want};
 use landmark_core::ops::{Likeliest, MemoryShape, NO_BLOCK};
 use landmark_core::{Backend, Elements};
+use std::borrow::Cow;
 
 /// Reads the rows of one batch.
 pub struct MemoryReader<'e, B: Backend> {
@@ -266,8 +267,8 @@ impl<'e, B: Backend> MemoryReader<'e, B> {
         let state = self.memory.state(self.last.lengths[row]);
         let oldest = state.seen - state.cached;
         let found = match &self.looked_up {
-            Some(found) => found.clone(),
-            None => self.read_lookups().await?,
+            Some(found) => Cow::Borrowed(found),
+            None => Cow::Owned(self.read_lookups().await?),
         };
         let mut layers = Vec::new();
         for layer in found.chunks_exact((2 * self.lookup_count()).max(1)) {

@@ -79,6 +79,7 @@ fn index_on<B: Backend>(
     let chunk = unbounded.chunk;
     memory.chunk = chunk;
     let mut engine = opened::engine(backend, opened, &memory, &args.memory, 1, false, None)?;
+    opened.fill(&mut engine)?;
     let began = Instant::now();
     let settings = memory.settings(Sampling::default(), 0, false);
     let whole = tokens.len() / chunk * chunk;
@@ -261,6 +262,7 @@ fn ask_on<B: Backend>(
     let landmarks: Vec<Vec<f32>> = (0..info.layers).map(|layer| saved.landmarks(layer).to_vec()).collect();
     let lookups = args.answer.wants_lookups();
     let mut engine = opened::engine(backend, opened, &memory, &flags, 1, lookups, Some(saved))?;
+    opened.fill(&mut engine)?;
     load(&mut engine, &landmarks, &info)?;
     let settings = memory.settings(sampling, args.answer.seed, lookups);
     let mut generator = Generator::resume(&mut engine, settings, vec![info.positions])?;

@@ -207,6 +207,7 @@ fn run_on<B: Backend>(
     };
     let lookups = args.answer.wants_lookups();
     let mut engine = opened::engine(backend, opened, &memory, &args.memory, batch, lookups, None)?;
+    opened.fill(&mut engine)?;
     let mut results = Vec::with_capacity(prompts.len());
     let mut times = Times::default();
     for group in prompts.chunks(batch.max(1)) {

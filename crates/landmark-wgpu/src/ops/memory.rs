@@ -195,7 +195,7 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
         Selection::MaxOverTokens => (2, batch * heads),
     };
     let best = (number > 0).then(|| maximise(op, c, choices)).transpose()?;
-    let subgroups = c.subgroups().filter(|sizes| op.memory.top_k <= *sizes.start());
+    let subgroups = c.subgroups().filter(|sizes| op.memory.top_k <= *sizes.start() && !c.works_alone());
     let (threads, body, groups) = match &subgroups {
         _ if c.works_alone() => {
             let body = include_str!("../shaders/select_blocks_alone.wgsl");
@@ -216,7 +216,7 @@ pub(super) fn select_blocks(op: &SelectBlocks, c: &mut Compiler<'_>) -> Result<(
     k.include(include_str!("../shaders/block_choice.wgsl"));
     k.constant("TOP_K", op.memory.top_k);
     k.constant("SELECTION", number);
-    if subgroups.is_some() && !c.works_alone() {
+    if subgroups.is_some() {
         k.working(true);
         k.include(include_str!("../shaders/subgroup_choice.wgsl"));
     }

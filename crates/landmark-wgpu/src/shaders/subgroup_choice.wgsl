@@ -29,4 +29,3 @@ fn take_best(choice: u32, cached: u32) -> Taken {
     }
     return Taken(taken, place);
 }
-
